@@ -1,0 +1,124 @@
+"""How a node declares its fields, once; traversal and rebuilding are derived from that.
+
+A node class is a frozen, slotted dataclass with identity equality. It lists the fields that hold
+child nodes in `CHILDREN`; a field may hold a node, a tuple of nodes, or None.
+
+>>> @dataclass(frozen=True, slots=True, eq=False)
+... class Pair(Node):
+...     CHILDREN = ("left", "right")
+...     left: Node | None
+...     right: Node | None
+>>> leaf = Pair(None, None)
+>>> Pair(leaf, None).children() == (leaf,)
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self, TypeVar
+
+__all__ = ["Node", "dataclass", "fold", "postorder", "preorder", "rewrite"]
+
+
+class Node:
+    """Base of every IR node. Compares and hashes by identity."""
+
+    __slots__ = ("__weakref__",)
+    CHILDREN: ClassVar[tuple[str, ...]] = ()
+
+    def children(self) -> tuple[Node, ...]:
+        """Child nodes in declared order; absent (None) children are left out."""
+        out: list[Node] = []
+        for name in self.CHILDREN:
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                out.extend(value)
+            elif value is not None:
+                out.append(value)
+        return tuple(out)
+
+    def with_children(self, new: Sequence[Any]) -> Self:
+        """This node with other children, in the order of `children()`; itself if all are same."""
+        if all(a is b for a, b in zip(self.children(), new, strict=True)):
+            return self
+        updates: dict[str, Any] = {}
+        position = 0
+        for name in self.CHILDREN:
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                updates[name] = tuple(new[position : position + len(value)])
+                position += len(value)
+            elif value is not None:
+                updates[name] = new[position]
+                position += 1
+        return replace(self, **updates)  # type: ignore[type-var]
+
+    def attributes(self) -> dict[str, Any]:
+        """The fields that are not children, by name."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)  # type: ignore[arg-type]
+            if f.name not in self.CHILDREN
+        }
+
+
+N = TypeVar("N", bound=Node)
+R = TypeVar("R")
+
+
+def postorder(roots: Node | Iterable[Node]) -> list[Node]:
+    """Every node reachable from the roots, children before parents, each once. Iterative."""
+    stack: list[tuple[Node, bool]] = [
+        (root, False) for root in ([roots] if isinstance(roots, Node) else list(roots))[::-1]
+    ]
+    seen: set[Node] = set()
+    order: list[Node] = []
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((child, False) for child in node.children()[::-1] if child not in seen)
+    return order
+
+
+def preorder(root: Node) -> Iterable[Node]:
+    """Every node reachable from the root, parents before children, each once, in text order."""
+    stack, seen = [root], {root}
+    while stack:
+        node = stack.pop()
+        yield node
+        for child in node.children()[::-1]:
+            if child not in seen:
+                seen.add(child)
+                stack.append(child)
+
+
+def fold(root: Node, handler: Callable[[Any, list[R]], R], memo: dict[Node, R] | None = None) -> R:
+    """Bottom-up evaluation: `handler(node, results of its children)`, each node once. Iterative."""
+    results: dict[Node, R] = {} if memo is None else memo
+    stack: list[tuple[Node, bool]] = [(root, False)]
+    while stack:
+        node, ready = stack.pop()
+        if node in results:
+            continue
+        children = node.children()
+        if ready or not children:
+            results[node] = handler(node, [results[c] for c in children])
+        else:
+            stack.append((node, True))
+            stack.extend((child, False) for child in children[::-1] if child not in results)
+    return results[root]
+
+
+def rewrite(root: Any, handler: Callable[[Any], Any], memo: dict[Node, Any] | None = None) -> Any:
+    """Bottom-up rewriting: children first, then `handler(rebuilt node)` returns its replacement.
+
+    The handler returns the node itself to keep it; a tree in which nothing changed comes back as
+    the same object.
+    """
+    return fold(root, lambda node, children: handler(node.with_children(children)), memo)

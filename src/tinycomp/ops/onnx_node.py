@@ -1,0 +1,88 @@
+"""What an operator's importer sees of an ONNX node.
+
+The importers live beside the operators; only `tinycomp.frontend.onnx` touches protobuf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..diagnostics import ModelError, Span, UnsupportedModel
+from ..relay.builder import Builder
+from ..relay.nodes import Atom, Constant
+from ..types import TensorType
+
+
+@dataclass(frozen=True)
+class OnnxNode:
+    """One ONNX node (newest opset, after normalisation), its inputs already imported.
+
+    `attrs` hold Python values: int, float, str, tuples of them, NumPy arrays; a graph attribute
+    (of If, Loop, Scan) is a callable `(*atoms) -> list[Atom]`-like object made by the front end.
+    An absent optional input is None. `builder` emits relay; its span is already set to this node.
+    """
+
+    op_type: str
+    name: str
+    inputs: tuple[Atom | None, ...]
+    attrs: Mapping[str, Any]
+    num_outputs: int
+    builder: Builder
+    domain: str = ""
+    input_names: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def span(self) -> Span:
+        return Span((self.name,))
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        return self.attrs.get(name, default)
+
+    def has(self, index: int) -> bool:
+        """Whether optional input `index` is present."""
+        return index < len(self.inputs) and self.inputs[index] is not None
+
+    def input(self, index: int) -> Atom:
+        """Required input `index`; ModelError if it is absent."""
+        atom = self.inputs[index] if index < len(self.inputs) else None
+        if atom is None:
+            raise ModelError(f"{self.op_type} needs input {index}, which is absent", span=self.span)
+        return atom
+
+    def type(self, index: int) -> TensorType:
+        """The tensor type of required input `index`."""
+        type_ = self.input(index).type
+        assert isinstance(type_, TensorType)
+        return type_
+
+    def const(self, index: int, default: Any = None) -> np.ndarray:
+        """Input `index` as an array known while compiling; `default` if the input is absent.
+
+        Raises:
+            UnsupportedModel: the input depends on data.
+        """
+        if not self.has(index):
+            if default is None:
+                self.input(index)
+            return np.asarray(default)
+        atom = self.input(index)
+        if not isinstance(atom, Constant):
+            name = self.input_names[index] if index < len(self.input_names) else f"#{index}"
+            raise UnsupportedModel(
+                f"{self.op_type}: input {name!r} must be known while compiling, but depends on data",
+                span=self.span,
+                hint="give the model's symbolic dimensions with --dim NAME=VALUE or --input-shapes",
+            )
+        return atom.data
+
+    def unsupported(self, what: str, hint: str = "") -> UnsupportedModel:
+        """The error to raise for a variant that is not implemented."""
+        return UnsupportedModel(f"{self.op_type}: {what} is not supported yet", span=self.span, hint=hint)
+
+
+OnnxImport = Callable[[OnnxNode], Atom | Sequence[Atom]]

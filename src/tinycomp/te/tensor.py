@@ -1,0 +1,395 @@
+"""Tensor expressions: what to compute, element by element, without saying how.
+
+>>> A = placeholder((8, 16), name="A")
+>>> k = reduce_axis((0, 16), name="k")
+>>> from tinycomp.te.reducers import sum
+>>> B = compute((8,), lambda i: sum(A[i, k], axis=k), name="B")
+>>> B.shape, B.op.reduce_axis[0].var.name
+((8,), 'k')
+
+Source of the vocabulary: TVM's tensor expressions (Chen et al., OSDI 2018), themselves after Halide.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from ..diagnostics import NO_SPAN, Span
+from ..dtype import DType
+from ..ir.expr import Expr, ExprLike, Interned, Load, Var, as_expr, const
+from ..ir.node import postorder
+
+
+class IterKind(StrEnum):
+    """How the values of an axis may be visited."""
+
+    SPATIAL = "spatial"  # any order, also at once
+    REDUCE = "reduce"  # any order, but each contributes to one accumulator
+    ORDERED = "ordered"  # in sequence (scan)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class IterVar:
+    """An axis: a variable with its domain [min, min + extent) and kind. Compares by identity."""
+
+    var: Var
+    min: Expr
+    extent: Expr
+    kind: IterKind = IterKind.SPATIAL
+
+    @property
+    def name(self) -> str:
+        return self.var.name
+
+    def __expr__(self) -> Expr:
+        return self.var
+
+    def __repr__(self) -> str:
+        return f"{self.kind} {self.name} in [{self.min}, {self.min + self.extent})"
+
+    def __add__(self, other: ExprLike) -> Expr:
+        return self.var + other
+
+    def __radd__(self, other: ExprLike) -> Expr:
+        return other + self.var
+
+    def __sub__(self, other: ExprLike) -> Expr:
+        return self.var - other
+
+    def __rsub__(self, other: ExprLike) -> Expr:
+        return other - self.var
+
+    def __mul__(self, other: ExprLike) -> Expr:
+        return self.var * other
+
+    def __rmul__(self, other: ExprLike) -> Expr:
+        return other * self.var
+
+    def __floordiv__(self, other: ExprLike) -> Expr:
+        return self.var // other
+
+    def __mod__(self, other: ExprLike) -> Expr:
+        return self.var % other
+
+    def __lt__(self, other: ExprLike) -> Expr:
+        return self.var < other
+
+    def __le__(self, other: ExprLike) -> Expr:
+        return self.var <= other
+
+    def __gt__(self, other: ExprLike) -> Expr:
+        return self.var > other
+
+    def __ge__(self, other: ExprLike) -> Expr:
+        return self.var >= other
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Combiner:
+    """A commutative, associative reduction over one or several values.
+
+    `results[i]` combines accumulators `lhs` with new values `rhs`; `identity[i]` starts it.
+    """
+
+    name: str
+    lhs: tuple[Var, ...]
+    rhs: tuple[Var, ...]
+    results: tuple[Expr, ...]
+    identity: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Reduce(Expr, metaclass=Interned):
+    """Output `index` of a reduction of `sources` over `axes`; only at the top of a compute body.
+
+    Iterations whose `condition` is false contribute nothing.
+    """
+
+    CHILDREN = ("sources", "condition")
+    combiner: Combiner
+    sources: tuple[Expr, ...]
+    axes: tuple[IterVar, ...]
+    condition: Expr
+    index: int
+
+    @property
+    def dtype(self) -> DType:
+        return self.sources[self.index].dtype
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlaceholderOp:
+    """An input of the computation."""
+
+    name: str
+    shape: tuple[Expr, ...]
+    dtype: DType
+
+    @property
+    def num_outputs(self) -> int:
+        return 1
+
+    def output(self, index: int) -> Tensor:
+        return Tensor(self, index, self.shape, self.dtype)
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        return []
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ComputeOp:
+    """Outputs defined elementwise: `out[axis] = body`, all outputs over the same axes.
+
+    `tag` names the computation for default schedules (such as "matmul"); `attrs` holds what such
+    a schedule needs to know. `span` holds the ONNX nodes.
+    """
+
+    name: str
+    axis: tuple[IterVar, ...]
+    body: tuple[Expr, ...]
+    tag: str = ""
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    span: Span = NO_SPAN
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.body)
+
+    @property
+    def reduce_axis(self) -> tuple[IterVar, ...]:
+        first = self.body[0]
+        return first.axes if isinstance(first, Reduce) else ()
+
+    @property
+    def shape(self) -> tuple[Expr, ...]:
+        return tuple(axis.extent for axis in self.axis)
+
+    def output(self, index: int) -> Tensor:
+        return Tensor(self, index, self.shape, self.body[index].dtype)
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The tensors that the body reads, each once, in order of appearance."""
+        loads = (n.source for n in postorder(self.body) if isinstance(n, Load))
+        return list(dict.fromkeys(loads))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScanOp:
+    """A recurrence over axis 0: `state[0:k] = init`, then `state[t] = update` for t >= k.
+
+    `state` are the placeholders that `update` reads at earlier times.
+    """
+
+    name: str
+    axis: IterVar
+    init: tuple[Tensor, ...]
+    update: tuple[Tensor, ...]
+    state: tuple[Tensor, ...]
+    scan_inputs: tuple[Tensor, ...] = ()
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.state)
+
+    def output(self, index: int) -> Tensor:
+        return Tensor(self, index, self.state[index].shape, self.state[index].dtype)
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        return list(dict.fromkeys([*self.init, *self.update]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExternOp:
+    """Outputs filled by statements of the loop IR: `make(in_buffers, out_buffers) -> Stmt`."""
+
+    name: str
+    inputs: list[Tensor]
+    out_shapes: tuple[tuple[Expr, ...], ...]
+    out_dtypes: tuple[DType, ...]
+    make: Callable[[list[Any], list[Any]], Any]
+    tag: str = "extern"
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    span: Span = NO_SPAN
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.out_shapes)
+
+    def output(self, index: int) -> Tensor:
+        return Tensor(self, index, self.out_shapes[index], self.out_dtypes[index])
+
+
+Operation = PlaceholderOp | ComputeOp | ScanOp | ExternOp
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Tensor:
+    """Output `index` of an operation. Equal if it is the same output of the same operation.
+
+    `A[i, j]` and `A(i, j)` read an element inside a compute body.
+    """
+
+    op: Operation
+    index: int
+    shape: tuple[Expr, ...]
+    dtype: DType
+
+    @property
+    def name(self) -> str:
+        return self.op.name if self.op.num_outputs == 1 else f"{self.op.name}.v{self.index}"
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, indices: Any) -> Any:
+        indices = indices if isinstance(indices, tuple) else (indices,)
+        if len(indices) < len(self.shape):
+            return TensorSlice(self, tuple(as_expr(i) for i in indices))
+        return self(*indices)
+
+    def __call__(self, *indices: ExprLike | IterVar) -> Expr:
+        if len(indices) != len(self.shape):
+            raise TypeError(
+                f"tensor {self.name} has {len(self.shape)} dimensions, but was read with {len(indices)} indices"
+            )
+        return Load(self, tuple(as_expr(i) for i in indices), None)  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.name}: {self.dtype}[{', '.join(map(str, self.shape))}])"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSlice:
+    """`A[i]` of a tensor of higher rank, to be indexed further: `A[i][j]`."""
+
+    tensor: Tensor
+    indices: tuple[Expr, ...]
+
+    def __getitem__(self, indices: Any) -> Any:
+        more = indices if isinstance(indices, tuple) else (indices,)
+        return self.tensor[(*self.indices, *more)]
+
+    def __expr__(self) -> Expr:
+        return self.tensor(*self.indices)
+
+
+def placeholder(shape: Sequence[ExprLike], dtype: str | DType = DType.FLOAT32, name: str = "placeholder") -> Tensor:
+    """An input tensor of the given shape (ints or expressions) and dtype."""
+    return PlaceholderOp(name, tuple(as_expr(d) for d in shape), DType(dtype)).output(0)
+
+
+def compute(
+    shape: Sequence[ExprLike],
+    fcompute: Callable[..., Any],
+    name: str = "compute",
+    tag: str = "",
+    attrs: Mapping[str, Any] | None = None,
+    span: Span = NO_SPAN,
+) -> Any:
+    """The tensor whose element at `i, j, ...` is `fcompute(i, j, ...)`.
+
+    Axes are named after the parameters of `fcompute`; with `*args` they are i0, i1, ... A tuple
+    result gives a list of tensors over the same axes. A reduction must be the whole body.
+
+    Raises:
+        TypeError: the number of parameters differs from the rank, or a reduction is inside a
+            larger expression; split it into two computes.
+    """
+    parameters = inspect.signature(fcompute).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        names = [f"i{d}" for d in range(len(shape))]
+    else:
+        names = [p.name for p in parameters]
+        if len(names) != len(shape):
+            raise TypeError(f"compute {name}: the shape has {len(shape)} dimensions, the function takes {len(names)}")
+    axis = tuple(
+        IterVar(Var(n), const(0), as_expr(extent)) for n, extent in zip(names, shape, strict=True)
+    )
+    result = fcompute(*(a.var for a in axis))
+    body = tuple(as_expr(e) for e in (result if isinstance(result, tuple | list) else (result,)))
+    for expr in body:
+        if any(isinstance(n, Reduce) and n is not expr for n in postorder(expr)):
+            raise TypeError(
+                f"compute {name}: a reduction must be the whole body; compute the reduction as one "
+                "tensor, then use that tensor in a second compute"
+            )
+    op = ComputeOp(name, axis, body, tag, dict(attrs or {}), span)
+    outputs = [op.output(i) for i in range(len(body))]
+    return outputs if isinstance(result, tuple | list) else outputs[0]
+
+
+def extern(
+    out_shapes: Sequence[Sequence[ExprLike]],
+    inputs: Sequence[Tensor],
+    fcompute: Callable[[list[Any], list[Any]], Any],
+    dtypes: Sequence[str | DType],
+    name: str = "extern",
+    attrs: Mapping[str, Any] | None = None,
+) -> list[Tensor]:
+    """Tensors filled by hand-written loop IR: `fcompute(in_buffers, out_buffers)` returns a Stmt."""
+    shapes = tuple(tuple(as_expr(d) for d in shape) for shape in out_shapes)
+    op = ExternOp(name, list(inputs), shapes, tuple(DType(d) for d in dtypes), fcompute, "extern", dict(attrs or {}))
+    return [op.output(i) for i in range(len(shapes))]
+
+
+def scan(
+    init: Tensor | Sequence[Tensor],
+    update: Tensor | Sequence[Tensor],
+    state: Tensor | Sequence[Tensor],
+    inputs: Sequence[Tensor] = (),
+    name: str = "scan",
+) -> Any:
+    """The recurrence whose first rows are `init` and later rows `update`, which reads `state`."""
+    as_tuple = lambda t: (t,) if isinstance(t, Tensor) else tuple(t)  # noqa: E731
+    first, step, states = as_tuple(init), as_tuple(update), as_tuple(state)
+    start = first[0].shape[0]
+    axis = IterVar(Var(f"{name}.t"), start, states[0].shape[0] - start, IterKind.ORDERED)
+    op = ScanOp(name, axis, first, step, states, tuple(inputs))
+    outputs = [op.output(i) for i in range(len(states))]
+    return outputs[0] if isinstance(init, Tensor) else outputs
+
+
+def var(name: str, dtype: str | DType = DType.INT64) -> Var:
+    """A symbolic scalar, for instance a dimension."""
+    return Var(name, DType(dtype))
+
+
+def reduce_axis(dom: tuple[ExprLike, ExprLike], name: str = "k") -> IterVar:
+    """An axis over [dom[0], dom[1]) to reduce over."""
+    low = as_expr(dom[0])
+    return IterVar(Var(name), low, as_expr(dom[1]) - low, IterKind.REDUCE)
+
+
+def topological(outputs: Sequence[Tensor]) -> list[Operation]:
+    """All operations that the outputs need, producers first, each once. Iterative."""
+    order: list[Operation] = []
+    seen: set[int] = set()
+    stack: list[tuple[Operation, bool]] = [(t.op, False) for t in reversed(outputs)]
+    while stack:
+        op, ready = stack.pop()
+        if ready:
+            order.append(op)
+        elif id(op) not in seen:
+            seen.add(id(op))
+            stack.append((op, True))
+            stack.extend((t.op, False) for t in reversed(op.inputs) if id(t.op) not in seen)
+    return order
+
+
+def tensor_of(load: Load) -> Tensor:
+    """The tensor that a load reads, before lowering."""
+    return load.source
+
+
+def is_reduction(op: Operation) -> bool:
+    return isinstance(op, ComputeOp) and isinstance(op.body[0], Reduce)
+
+

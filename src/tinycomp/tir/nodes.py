@@ -1,0 +1,173 @@
+"""The loop IR: statements over buffers, as a tree.
+
+Before lowering, computations sit in `Block`s. A block's body is written in terms of its own
+iteration variables, and `bindings` says what these are in terms of the loops around it; so loops
+can be split, fused and reordered freely without touching the body. (The idea is TensorIR's, Feng
+et al., ASPLOS 2023.) The lowering passes substitute bindings, place allocations, and expand vector
+and unrolled loops; after them no Block is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field
+from enum import StrEnum
+from typing import Any
+
+from ..diagnostics import NO_SPAN, Span
+from ..dtype import DType
+from ..ir.expr import TRUE, Expr
+from ..ir.node import Node, dataclass
+from ..te.tensor import IterKind, IterVar
+
+__all__ = [
+    "Alloc", "Block", "Buffer", "Evaluate", "For", "ForKind", "If", "IterKind", "IterVar",
+    "PrimFunc", "Scope", "Seq", "Stmt", "Store",
+]  # fmt: skip
+
+
+class ForKind(StrEnum):
+    """How a loop runs."""
+
+    SERIAL = "serial"
+    PARALLEL = "parallel"  # iterations spread over threads
+    VECTORIZED = "vectorized"  # iterations become vector lanes
+    UNROLLED = "unrolled"  # iterations are written out
+    THREAD = "thread"  # bound to a GPU thread axis named by For.thread
+
+
+class Scope(StrEnum):
+    """Where a buffer lives."""
+
+    GLOBAL = "global"  # memory; inside a kernel: workspace
+    SHARED = "shared"  # GPU block memory
+    LOCAL = "local"  # registers or the stack, private to a thread
+    WARP = "warp"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Buffer:
+    """A region of memory with a dense row-major shape. Compares by identity."""
+
+    name: str
+    shape: tuple[Expr, ...]
+    dtype: DType
+    scope: Scope = Scope.GLOBAL
+    alignment: int = 64  # bytes
+
+    def __repr__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}] {self.scope}"
+
+
+class Stmt(Node):
+    """A statement of the loop IR."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        from .printer import stmt_text  # the printer imports this module
+
+        return stmt_text(self)
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Seq(Stmt):
+    """Statements one after the other; an empty Seq does nothing."""
+
+    CHILDREN = ("stmts",)
+    stmts: tuple[Stmt, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class For(Stmt):
+    """`for var in range(min, min + extent): body`. `var` is a Var, an axis of the schedule."""
+
+    CHILDREN = ("min", "extent", "body")
+    var: Any  # ir.expr.Var; not a child: it is a binder
+    min: Expr
+    extent: Expr
+    body: Stmt
+    kind: ForKind = ForKind.SERIAL
+    thread: str = ""  # "blockIdx.x", "threadIdx.y", "vthread" for ForKind.THREAD
+    annotations: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Block(Stmt):
+    """One computation, over its own iteration variables.
+
+    `init` runs before the first iteration of the reduction variables; `predicate` (over loop
+    variables) guards iterations that a non-dividing split added.
+    """
+
+    CHILDREN = ("bindings", "predicate", "init", "body")
+    name: str
+    iter_vars: tuple[IterVar, ...]
+    bindings: tuple[Expr, ...]
+    body: Stmt
+    init: Stmt | None = None
+    predicate: Expr = TRUE
+    annotations: Mapping[str, Any] = field(default_factory=dict)
+    span: Span = NO_SPAN
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Store(Stmt):
+    """`buffer[indices] = value`; lanes whose `predicate` is false are not written."""
+
+    CHILDREN = ("indices", "value", "predicate")
+    buffer: Buffer
+    indices: tuple[Expr, ...]
+    value: Expr
+    predicate: Expr | None = None
+    span: Span = NO_SPAN
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class If(Stmt):
+    CHILDREN = ("condition", "then", "otherwise")
+    condition: Expr
+    then: Stmt
+    otherwise: Stmt | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Alloc(Stmt):
+    """`buffer` exists while `body` runs. Appears only after buffers have been placed."""
+
+    CHILDREN = ("body",)
+    buffer: Buffer
+    body: Stmt
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Evaluate(Stmt):
+    """An expression run for its effect: prefetch, barrier and other intrinsics."""
+
+    CHILDREN = ("value",)
+    value: Expr
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class PrimFunc:
+    """A kernel: parameters are buffers, inputs first and `num_outputs` outputs last.
+
+    `allocs` are the intermediate buffers of a function whose blocks are not lowered yet.
+    """
+
+    name: str
+    params: tuple[Buffer, ...]
+    num_outputs: int
+    body: Stmt
+    allocs: tuple[Buffer, ...] = ()
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    span: Span = NO_SPAN
+
+    def __str__(self) -> str:
+        from .printer import func_text
+
+        return func_text(self)
+
+    __repr__ = __str__
