@@ -10,8 +10,19 @@ from collections.abc import Iterable, Sequence
 
 from ..diagnostics import TypeMismatch, VerifyError
 from ..types import TupleType, Type
-from .nodes import Atom, Binding, Call, Function, If, IRModule, Tuple, TupleGetItem, Value, Var
-from .nodes import While, all_functions
+from .nodes import (
+    Atom,
+    Binding,
+    Function,
+    If,
+    IRModule,
+    Tuple,
+    TupleGetItem,
+    Value,
+    Var,
+    While,
+    all_functions,
+)
 
 
 def verify_module(module: IRModule) -> None:
