@@ -1,0 +1,154 @@
+"""Arrays at the border of a compiled model: checked on the way in, aligned on the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..diagnostics import InputError
+from .artifact import ALIGNMENT, ValueSpec
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A new array whose first element lies at a multiple of 64 bytes.
+
+    >>> aligned_empty((3, 5), np.dtype("float32")).ctypes.data % 64
+    0
+    """
+    count = 1
+    for extent in shape:
+        count *= extent
+    raw = np.empty(count * dtype.itemsize + ALIGNMENT, np.uint8)
+    return np.ndarray(shape, dtype, raw, -address(raw) % ALIGNMENT)
+
+
+def address(array: np.ndarray) -> int:
+    """Where the first element of the array lies."""
+    return array.__array_interface__["data"][0]
+
+
+def as_array(value: Any, name: str) -> np.ndarray:
+    """A NumPy array from one, or from anything with DLPack or an array interface; no copy.
+
+    Raises:
+        InputError: `value` is nothing of the kind.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        if hasattr(value, "__array_interface__") or hasattr(value, "__array__"):
+            return np.asarray(value)
+        if hasattr(value, "__dlpack__"):
+            return np.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"input {name!r}: {type(value).__name__} cannot be read as an array: {error}",
+            hint="move it to the CPU and detach it, or convert it to a NumPy array",
+        ) from error
+    if isinstance(value, bool | int | float | list | tuple):
+        return np.asarray(value)
+    raise InputError(
+        f"input {name!r} is a {type(value).__name__}, not an array",
+        hint="pass a NumPy array or anything with __dlpack__ or __array_interface__",
+    )
+
+
+def check_input(value: Any, spec: ValueSpec) -> np.ndarray:
+    """`value` as a dense, aligned array of the dtype and shape of `spec`.
+
+    A Python number or list takes the dtype of the spec; arrays must have it already, since a
+    silent conversion hides mistakes. Copies only what is not dense or not aligned.
+
+    Raises:
+        InputError: wrong dtype or shape.
+    """
+    array = as_array(value, spec.name)
+    if array.dtype != spec.dtype.numpy:
+        if array is value or not isinstance(value, bool | int | float | list | tuple):
+            raise InputError(
+                f"input {spec.name!r} has dtype {array.dtype}, expected {spec.dtype}",
+                hint=f'convert it: x.astype("{spec.dtype}")',
+            )
+        array = array.astype(spec.dtype.numpy)
+    if array.shape != spec.shape:
+        raise InputError(_shape_difference(array.shape, spec))
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        array = np.require(array, requirements=("C", "A"))
+    return array
+
+
+def _shape_difference(shape: Sequence[int], spec: ValueSpec) -> str:
+    text = f"input {spec.name!r} has shape {list(shape)}, expected {list(spec.shape)}"
+    if len(shape) != len(spec.shape):
+        return f"{text}: it has {len(shape)} dimensions, not {len(spec.shape)}"
+    wrong = [
+        f"dimension {i} is {got}, not {expected}"
+        for i, (got, expected) in enumerate(zip(shape, spec.shape, strict=True))
+        if got != expected
+    ]
+    return f"{text}: {'; '.join(wrong)}"
+
+
+def check_names(given: Iterable[str], specs: Sequence[ValueSpec]) -> None:
+    """Refuse missing and unknown input names, all in one message.
+
+    Raises:
+        InputError: listing both, with the name that was probably meant.
+    """
+    expected = [spec.name for spec in specs]
+    given = list(given)
+    problems = []
+    missing = [name for name in expected if name not in given]
+    if missing:
+        problems.append("missing " + ", ".join(map(repr, missing)))
+    for name in given:
+        if name not in expected:
+            close = difflib.get_close_matches(str(name), missing or expected, 1)
+            problems.append(
+                f"unknown {name!r}" + (f", did you mean {close[0]!r}?" if close else "")
+            )
+    if problems:
+        raise InputError(
+            f"inputs do not fit the model: {'; '.join(problems)}",
+            hint="the model's inputs are " + ", ".join(map(str, specs)),
+        )
+
+
+def bind_arguments(
+    args: Sequence[Any], kwargs: Mapping[str, Any], specs: Sequence[ValueSpec]
+) -> dict[str, Any]:
+    """Positional and keyword arguments by input name, as a Python call binds them."""
+    if len(args) > len(specs):
+        raise InputError(f"{len(args)} inputs were given, the model has {len(specs)}")
+    bound = {spec.name: value for spec, value in zip(specs, args, strict=False)}
+    for name, value in kwargs.items():
+        if name in bound:
+            raise InputError(f"input {name!r} was given by position and by name")
+        bound[name] = value
+    return bound
+
+
+def random_inputs(specs: Sequence[ValueSpec], seed: int = 0) -> dict[str, np.ndarray]:
+    """Seeded inputs: normal floats, random bools and bytes; of the wider integers the first is
+    taken to be token ids (0 to 31), further ones masks (ones)."""
+    rng = np.random.default_rng(seed)
+    inputs: dict[str, np.ndarray] = {}
+    ids_seen = False
+    for spec in specs:
+        shape = tuple(d if isinstance(d, int) else 1 for d in spec.shape)
+        dtype = spec.dtype.numpy
+        if spec.dtype.is_float:
+            array = rng.standard_normal(shape).astype(dtype)
+        elif spec.dtype.bits == 8:
+            high = 2 if dtype.kind == "b" else 128
+            array = rng.integers(0, high, shape).astype(dtype)
+        elif ids_seen:
+            array = np.ones(shape, dtype)
+        else:
+            array = rng.integers(0, 32, shape).astype(dtype)
+            ids_seen = True
+        inputs[spec.name] = np.asarray(array)
+    return inputs
