@@ -1,0 +1,146 @@
+"""Tensor expressions to the naive loop nest: one nest of serial loops and one Block per compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..diagnostics import NO_SPAN, InternalError
+from ..ir.expr import TRUE, Expr, Load, Var, if_then_else, substitute
+from ..ir.node import Node, postorder, rewrite
+from ..te.tensor import (
+    ComputeOp,
+    ExternOp,
+    IterVar,
+    PlaceholderOp,
+    Reduce,
+    ScanOp,
+    Tensor,
+    topological,
+)
+from .nodes import Block, Buffer, For, PrimFunc, Seq, Stmt, Store
+
+
+def create_func(
+    inputs: Sequence[Tensor], outputs: Sequence[Tensor], name: str = "main"
+) -> tuple[PrimFunc, dict[Tensor, Buffer]]:
+    """The loop nests that compute `outputs` from `inputs`, and the buffer of each tensor.
+
+    Loops use the variables of the tensors' axes, so `s[C].op.axis[0]` names its loop.
+    """
+    buffers: dict[Tensor, Buffer] = {}
+    names: dict[str, int] = {}
+
+    def declare(tensor: Tensor) -> Buffer:
+        base = tensor.name
+        names[base] = names.get(base, -1) + 1
+        unique = base if names[base] == 0 else f"{base}_{names[base]}"
+        buffers[tensor] = Buffer(unique, tensor.shape, tensor.dtype)
+        return buffers[tensor]
+
+    for tensor in inputs:
+        declare(tensor)
+    nests: list[Stmt] = []
+    span = NO_SPAN
+    for op in topological(outputs):
+        if isinstance(op, PlaceholderOp):
+            if op.output(0) not in buffers:
+                raise InternalError(f"{name}: placeholder {op.name} is not among the inputs")
+            continue
+        targets = [declare(op.output(i)) for i in range(op.num_outputs)]
+        nests.append(_nest(op, targets, buffers))
+        span |= getattr(op, "span", NO_SPAN)
+    params = tuple(buffers[t] for t in (*inputs, *outputs))
+    allocs = tuple(b for b in buffers.values() if b not in params)
+    body = nests[0] if len(nests) == 1 else Seq(tuple(nests))
+    return PrimFunc(name, params, len(outputs), body, allocs, {}, span), buffers
+
+
+def _nest(
+    op: ComputeOp | ExternOp | ScanOp, targets: list[Buffer], buffers: dict[Tensor, Buffer]
+) -> Stmt:
+    if isinstance(op, ExternOp):
+        return op.make([buffers[t] for t in op.inputs], targets)
+    if isinstance(op, ScanOp):
+        raise InternalError(f"scan {op.name} has no loop nest yet")
+    block = compute_block(op, targets, buffers)
+    stmt: Stmt = block
+    for axis in reversed((*op.axis, *op.reduce_axis)):
+        stmt = For(axis.var, axis.min, axis.extent, stmt)
+    return stmt
+
+
+def compute_block(op: ComputeOp, targets: list[Buffer], buffers: dict[Tensor, Buffer]) -> Block:
+    """The Block of a compute: its axes as iteration variables, bound to the loops of that name."""
+    axes = (*op.axis, *op.reduce_axis)
+    own = {a.var: Var(a.var.name, a.var.dtype) for a in axes}
+    iter_vars = tuple(IterVar(own[a.var], a.min, a.extent, a.kind) for a in axes)
+    indices = tuple(own[a.var] for a in op.axis)
+
+    def body_of(expr: Expr) -> Expr:
+        return substitute(load_buffers(expr, buffers), own)  # type: ignore[arg-type]
+
+    first = op.body[0]
+    if not isinstance(first, Reduce):
+        stores = [
+            Store(b, indices, body_of(e), None, op.span)
+            for b, e in zip(targets, op.body, strict=True)
+        ]
+        return _block(op, targets[0].name, iter_vars, axes, _seq(stores), None)
+    combiner = first.combiner
+    old = {v: Load(b, indices, None) for v, b in zip(combiner.lhs, targets, strict=True)}
+    new = {v: body_of(s) for v, s in zip(combiner.rhs, first.sources, strict=True)}
+    updates: list[Stmt] = []
+    for k in _store_order(combiner.lhs, combiner.results):
+        value = substitute(combiner.results[k], {**old, **new})
+        if first.condition is not TRUE:
+            value = if_then_else(body_of(first.condition), value, old[combiner.lhs[k]])
+        updates.append(Store(targets[k], indices, value, None, op.span))
+    init = [Store(b, indices, e) for b, e in zip(targets, combiner.identity, strict=True)]
+    return _block(op, targets[0].name, iter_vars, axes, _seq(updates), _seq(init))
+
+
+def _block(
+    op: ComputeOp,
+    name: str,
+    iter_vars: tuple[IterVar, ...],
+    axes: Sequence[IterVar],
+    body: Stmt,
+    init: Stmt | None,
+) -> Block:
+    """Blocks are named after their (first) buffer, which is unique in the function."""
+    bindings = tuple(a.var for a in axes)
+    annotations = {"tag": op.tag, **op.attrs}
+    return Block(name, iter_vars, bindings, body, init, TRUE, annotations, op.span)
+
+
+def _store_order(lhs: Sequence[Var], results: Sequence[Expr]) -> list[int]:
+    """An order of the stores of a tuple reduction in which no result reads a value already
+    overwritten: result k that reads accumulator j is stored before j is."""
+    reads = [{v for v in postorder(r) if isinstance(v, Var)} for r in results]
+    remaining, order = list(range(len(results))), []
+    while remaining:
+        ready = [
+            k
+            for k in remaining
+            if not any(lhs[k] in reads[other] for other in remaining if other != k)
+        ]
+        if not ready:
+            raise InternalError("the results of a tuple reduction read each other in a cycle")
+        order.append(ready[0])
+        remaining.remove(ready[0])
+    return order
+
+
+def load_buffers(expr: Expr, buffers: dict[Tensor, Buffer]) -> Expr:
+    """`expr` with loads of tensors turned into loads of their buffers."""
+
+    def step(node: Node) -> Node:
+        if isinstance(node, Load) and isinstance(node.source, Tensor):
+            return Load(buffers[node.source], node.indices, node.predicate)
+        return node
+
+    return rewrite(expr, step)
+
+
+def _seq(stmts: list[Stmt]) -> Stmt:
+    return stmts[0] if len(stmts) == 1 else Seq(tuple(stmts))

@@ -1,0 +1,147 @@
+"""rfactor: a reduction loop becomes an axis of partial results."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...diagnostics import ScheduleError
+from ...ir.expr import TRUE, Binary, Expr, Load, Var, const, substitute, variables
+from ...ir.node import Node, rewrite
+from ...te.tensor import IterKind, IterVar
+from ..nodes import Block, Buffer, For, PrimFunc, Seq, Stmt, Store
+from ..tree import block_of, loop_of, loops_above, replace_stmt
+from .common import axis_kinds
+from .compute_at import own_nest
+
+
+def rfactor(func: PrimFunc, block_name: str, axis: Var) -> tuple[PrimFunc, str, Buffer]:
+    """Reduce each iteration of loop `axis` apart, then combine the partial results.
+
+        for k.outer: for k.inner in range(16):       for k.inner: for k.outer:
+          B += A[k.outer*16 + k.inner]        -->      B.rf[k.inner] += A[k.outer*16 + k.inner]
+                                                     for k.inner: B += B.rf[k.inner]
+
+    The new loops over the factored axis are free to be vectorised or parallel.
+
+    Returns:
+        The function, the name of the block of partial results ("B.rf"), and its buffer.
+    """
+    block = block_of(func, block_name)
+    if axis_kinds(func, axis) != {IterKind.REDUCE}:
+        raise ScheduleError(
+            f"rfactor({block_name}, {axis.name}): {axis.name!r} is not a reduction axis",
+            excerpt=str(loop_of(func, axis)),
+        )
+    update, init = block.body, block.init
+    if not isinstance(update, Store) or not isinstance(init, Store):
+        raise ScheduleError(
+            f"rfactor({block_name}): reductions of several values cannot be factored yet"
+        )
+    nest = own_nest(func, block)
+    loops = [l for l in loops_above(func, block) if l in _nested(nest)]
+    factored = next(l for l in loops if l.var is axis)
+    partial = Buffer(
+        f"{update.buffer.name}.rf", (factored.extent, *update.buffer.shape), update.buffer.dtype
+    )
+    first = _partial_nest(block, loops, factored, partial)
+    second = _final_nest(block, factored, partial)
+    func = replace_stmt(func, nest, Seq((first, second)))
+    return replace(func, allocs=(*func.allocs, partial)), partial.name, partial
+
+
+def _nested(nest: Stmt) -> list[Stmt]:
+    out: list[Stmt] = []
+    while isinstance(nest, For):
+        out.append(nest)
+        nest = nest.body
+    return out
+
+
+def _partial_nest(block: Block, loops: list[For], factored: For, partial: Buffer) -> Stmt:
+    """The block over remaining loops, with the factored axis as a spatial one."""
+    own = Var(factored.var.name)
+    iter_vars: list[IterVar] = [IterVar(own, factored.min, factored.extent)]
+    bindings: list[Expr] = [factored.var]
+    values: dict[Var, Expr] = {}
+    for iter_var, binding in zip(block.iter_vars, block.bindings, strict=True):
+        if iter_var.kind is IterKind.SPATIAL:
+            iter_vars.append(iter_var)
+            bindings.append(binding)
+    for loop in loops:  # what the reduction axes were bound to now comes from loops themselves
+        reduces = any(
+            v.kind is IterKind.REDUCE and loop.var in variables(b)
+            for v, b in zip(block.iter_vars, block.bindings, strict=True)
+        )
+        if reduces and loop is not factored:
+            copy = Var(loop.var.name)
+            iter_vars.append(IterVar(copy, loop.min, loop.extent, IterKind.REDUCE))
+            bindings.append(loop.var)
+            values[loop.var] = copy
+    values[factored.var] = own
+    reduce_values = {
+        v.var: substitute(b, values)
+        for v, b in zip(block.iter_vars, block.bindings, strict=True)
+        if v.kind is IterKind.REDUCE
+    }
+    body = _retarget(block.body, partial, own, reduce_values)
+    init = _retarget(block.init, partial, own, reduce_values)  # type: ignore[arg-type]
+    new = replace(
+        block,
+        name=partial.name,
+        iter_vars=tuple(iter_vars),
+        bindings=tuple(bindings),
+        body=body,
+        init=init,
+    )
+    stmt: Stmt = new
+    for loop in reversed([factored, *(l for l in loops if l is not factored)]):
+        stmt = replace(loop, body=stmt)
+    return stmt
+
+
+def _retarget(stmt: Stmt, partial: Buffer, own: Var, values: dict[Var, Expr]) -> Stmt:
+    """A store to the result becomes one to the partial results, also where it is read back."""
+    assert isinstance(stmt, Store)
+    old = stmt.buffer
+
+    def step(node: Node) -> Node:
+        if isinstance(node, Load) and node.source is old:
+            return Load(partial, (own, *node.indices), None)
+        return node
+
+    value = rewrite(substitute(stmt.value, values), step)
+    return Store(partial, (own, *stmt.indices), value, None, stmt.span)
+
+
+def _final_nest(block: Block, factored: For, partial: Buffer) -> Stmt:
+    """The original result as a reduction over the partial results."""
+    update = block.body
+    assert isinstance(update, Store)
+    own = Var(factored.var.name)
+    spatial = [v for v in block.iter_vars if v.kind is IterKind.SPATIAL]
+    axis = IterVar(own, factored.min, factored.extent, IterKind.REDUCE)
+    previous = Load(update.buffer, update.indices, None)
+    value = _combine(update, previous, Load(partial, (own, *update.indices), None))
+    loops = [Var(v.name) for v in spatial] + [Var(f"{factored.var.name}.final")]
+    new = Block(
+        block.name, (*spatial, axis), tuple(loops),
+        Store(update.buffer, update.indices, value, None, update.span), block.init, TRUE,
+        block.annotations, block.span,
+    )  # fmt: skip
+    stmt: Stmt = new
+    for var, iter_var in zip(reversed(loops), reversed(new.iter_vars), strict=True):
+        stmt = For(var, iter_var.min if iter_var is axis else const(0), iter_var.extent, stmt)
+    return stmt
+
+
+def _combine(update: Store, previous: Load, new: Expr) -> Expr:
+    """The update with `new` in place of the value it combines into `previous`."""
+    value = update.value
+    if isinstance(value, Binary) and value.a is previous:
+        return value.with_children([previous, new])
+    if isinstance(value, Binary) and value.b is previous:
+        return value.with_children([new, previous])
+    raise ScheduleError(
+        f"rfactor: the reduction {update} is not of the form old = combine(old, new)",
+        hint="conditions on reductions must be written with if_then_else on the value",
+    )
