@@ -16,7 +16,7 @@ True
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self, TypeVar
 
 __all__ = ["Node", "dataclass", "fold", "postorder", "preorder", "rewrite"]
@@ -53,7 +53,9 @@ class Node:
             elif value is not None:
                 updates[name] = new[position]
                 position += 1
-        return replace(self, **updates)  # type: ignore[type-var]
+        names: dict[str, Any] = type(self).__dataclass_fields__  # type: ignore[attr-defined]
+        # Positional, because interned classes key on their arguments in order.
+        return type(self)(*[updates[n] if n in updates else getattr(self, n) for n in names])
 
     def attributes(self) -> dict[str, Any]:
         """The fields that are not children, by name."""
