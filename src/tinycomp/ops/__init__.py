@@ -1,0 +1,34 @@
+"""The operators, one file per family. Adding a family means adding its module to `FAMILIES`.
+
+>>> "nn.relu" in default_ops(), "Add" in onnx_importers()
+(True, True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from types import ModuleType
+
+from ..relay.op import OpSet
+from . import binary, reduce, shape, unary
+from .onnx_node import OnnxImport
+
+FAMILIES: tuple[ModuleType, ...] = (unary, binary, reduce, shape)
+
+
+@cache
+def default_ops() -> OpSet:
+    """Every operator of tinycomp."""
+    return OpSet({}).extend(*(op for family in FAMILIES for op in getattr(family, "OPS", ())))
+
+
+@cache
+def onnx_importers() -> Mapping[str, OnnxImport]:
+    """ONNX importers by operator type; those of other domains as "domain::Type"."""
+    table: dict[str, OnnxImport] = {}
+    for family in FAMILIES:
+        for name, importer in getattr(family, "ONNX", {}).items():
+            assert name not in table, f"two importers for {name}"
+            table[name] = importer
+    return table
