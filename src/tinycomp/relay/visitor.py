@@ -191,7 +191,11 @@ class ExprMutator:
         if value is binding.value:
             self.builder.bindings.append(binding)
             return binding.var
-        return self.builder.bind(value, infer_type(value), binding.var.name)
+        type_ = infer_type(value)
+        if type_ != binding.var.type:
+            return self.builder.bind(value, type_, binding.var.name)
+        self.builder.bindings.append(replace(binding, value=value))
+        return binding.var
 
     def producer(self, atom: Atom) -> Binding | None:
         """The already rewritten binding that defines `atom`; None if there is none.
