@@ -1,0 +1,111 @@
+"""Bringing a model to one form: functions inlined, newest opset, weights set aside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, inliner, version_converter
+
+from ...diagnostics import UnsupportedModel
+from .graphs import newest_opset
+from .values import array_of
+
+# Tensors above this many bytes do not go through the version converter, which copies and
+# serialises the whole model (and cannot at 2 GB). Small ones may be attributes it must read.
+SET_ASIDE_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """A model whose large weights are in `weights`; `input_names` are the original inputs."""
+
+    graph: GraphProto
+    weights: dict[str, np.ndarray]
+    input_names: frozenset[str]
+    opset: int
+
+
+def normalize(model: ModelProto) -> Normalized:
+    """The model in the newest opset, with local functions inlined. `model` is not changed."""
+    if model.graph.sparse_initializer:
+        name = model.graph.sparse_initializer[0].values.name
+        raise UnsupportedModel(f"initializer {name!r} is sparse, which is not supported")
+    skeleton, weights = _set_aside(model)
+    if skeleton.functions:
+        skeleton = inliner.inline_local_functions(skeleton)
+    skeleton = _convert(skeleton, weights)
+    names = frozenset(i.name for i in skeleton.graph.input) - weights.keys()
+    return Normalized(skeleton.graph, weights, names, opset_of(skeleton))
+
+
+def opset_of(model: ModelProto) -> int:
+    """The ai.onnx opset of a model; 1 if it imports none."""
+    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
+
+
+def _set_aside(model: ModelProto) -> tuple[ModelProto, dict[str, np.ndarray]]:
+    """A copy without the large initializers, and these as arrays."""
+    skeleton = ModelProto()
+    for field, value in model.ListFields():
+        if field.name != "graph":
+            _copy_field(skeleton, field, value)
+    skeleton.ir_version = min(max(model.ir_version, 4), onnx.IR_VERSION)
+    weights: dict[str, np.ndarray] = {}
+    for field, value in model.graph.ListFields():
+        if field.name == "initializer":
+            for tensor in value:
+                if tensor.ByteSize() > SET_ASIDE_BYTES:
+                    weights[tensor.name] = array_of(tensor)
+                else:
+                    skeleton.graph.initializer.append(tensor)
+        else:
+            _copy_field(skeleton.graph, field, value)
+    return skeleton, weights
+
+
+def _copy_field(target: object, field: object, value: object) -> None:
+    name = field.name  # type: ignore[attr-defined]
+    if hasattr(value, "extend") or (
+        hasattr(value, "MergeFrom") and not hasattr(value, "ListFields")
+    ):
+        getattr(target, name).MergeFrom(value)
+    elif hasattr(value, "ListFields"):
+        getattr(target, name).CopyFrom(value)
+    else:
+        setattr(target, name, value)
+
+
+def _convert(skeleton: ModelProto, weights: dict[str, np.ndarray]) -> ModelProto:
+    """`skeleton` in the newest opset that its operators convert to."""
+    if opset_of(skeleton) >= newest_opset() or not _needs_conversion(skeleton):
+        return skeleton
+    declared = {i.name for i in skeleton.graph.input}
+    stand_ins = [name for name in weights if name not in declared]
+    for name in stand_ins:
+        array = weights[name]
+        kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        info = onnx.helper.make_tensor_value_info(name, kind, array.shape)
+        skeleton.graph.input.append(info)
+    try:
+        return version_converter.convert_version(skeleton, newest_opset())
+    except (RuntimeError, onnx.checker.ValidationError, version_converter.ConvertError):
+        return skeleton  # the importers take the newest form, and say so where this is another
+
+
+def _needs_conversion(skeleton: ModelProto) -> bool:
+    """Whether some operator changed between the model's opset and the newest one."""
+    from .graphs import all_graphs
+
+    opset = opset_of(skeleton)
+    types = {
+        n.op_type for g in all_graphs(skeleton.graph) for n in g.node if n.domain in ("", "ai.onnx")
+    }
+    return any(_since(op, opset) != _since(op, newest_opset()) for op in types)
+
+
+def _since(op_type: str, opset: int) -> int:
+    if not onnx.defs.has(op_type, max_inclusive_version=opset, domain=""):
+        return 0
+    return onnx.defs.get_schema(op_type, max_inclusive_version=opset, domain="").since_version
