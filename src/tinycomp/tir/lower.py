@@ -1,0 +1,27 @@
+"""From a scheduled function to the plain loops that code generation consumes."""
+
+from __future__ import annotations
+
+from ..target import Target
+from .nodes import PrimFunc
+from .passes.compact_buffers import compact_buffers
+from .passes.hoist_ifs import hoist_ifs
+from .passes.lower_blocks import lower_blocks
+from .passes.simplify import simplify
+from .passes.unroll import unroll
+from .passes.vectorize import vectorize
+
+
+def lower(func: PrimFunc, target: Target) -> PrimFunc:
+    """`func` without Blocks: allocations placed, vectors and unrolled loops written out.
+
+    Every step is a function on its own that keeps the meaning of `func`
+    (`tinycomp.tir.interpreter.run` gives the same arrays before and after).
+    """
+    func = lower_blocks(func)
+    func = compact_buffers(func)
+    func = simplify(func)
+    func = hoist_ifs(func)
+    func = vectorize(func, target)
+    func = unroll(func)
+    return simplify(func)

@@ -1,0 +1,1 @@
+"""Lowering passes of the loop IR: each file offers one `pass(func) -> func`."""

@@ -1,0 +1,58 @@
+"""Simplification of a function: every expression by what the loops around it say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ...ir.expr import TRUE, Expr, IntImm, all_of
+from ...te.simplify import Analyzer
+from ..nodes import For, If, PrimFunc, Stmt
+from .visit import NOTHING, Visit, conjuncts, drive, make_if, rebuild_stmt, substituter
+
+
+def simplify(func: PrimFunc) -> PrimFunc:
+    """Bring expressions to normal form, resolve decided Ifs, drop loops of one or no iteration."""
+    analyzer = Analyzer()
+    values: dict[Any, Expr] = {}  # of the variables of loops with one iteration
+    substitute = substituter(values)
+
+    def simple(expr: Any, facts: dict[Expr, Expr]) -> Any:
+        result = analyzer.simplify(substitute(expr) if values else expr)
+        return analyzer.simplify(substituter(facts)(result)) if facts else result
+
+    def visit(stmt: Stmt, facts: dict[Expr, Expr]) -> Visit[Stmt]:
+        if isinstance(stmt, For):
+            return (yield loop(stmt, facts))
+        if isinstance(stmt, If):
+            condition = all_of(simple(c, facts) for c in conjuncts(stmt.condition))
+            if isinstance(condition, IntImm):
+                kept = stmt.then if condition.value else stmt.otherwise
+                return NOTHING if kept is None else (yield visit(kept, facts))
+            inside = facts | dict.fromkeys(conjuncts(condition), TRUE)
+            then = yield visit(stmt.then, inside)
+            otherwise = None if stmt.otherwise is None else (yield visit(stmt.otherwise, facts))
+            if condition is stmt.condition and then is stmt.then and otherwise is stmt.otherwise:
+                return stmt
+            return make_if(condition, then, otherwise)
+        children = []
+        for child in stmt.children():
+            if isinstance(child, Stmt):
+                children.append((yield visit(child, facts)))
+            else:
+                children.append(simple(child, facts))
+        return rebuild_stmt(stmt, children)
+
+    def loop(stmt: For, facts: dict[Expr, Expr]) -> Visit[Stmt]:
+        low, extent = simple(stmt.min, facts), simple(stmt.extent, facts)
+        if isinstance(extent, IntImm) and extent.value <= 0:
+            return NOTHING
+        if isinstance(extent, IntImm) and extent.value == 1 and not stmt.thread:
+            values[stmt.var] = low
+            return (yield visit(stmt.body, facts))
+        analyzer.bind(stmt.var, low, extent)
+        body = yield visit(stmt.body, facts)
+        return rebuild_stmt(stmt, [low, extent, body])
+
+    body = drive(visit(func.body, {}))
+    return func if body is func.body else replace(func, body=body)

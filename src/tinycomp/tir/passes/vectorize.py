@@ -1,0 +1,250 @@
+"""Vectorized loops to vector expressions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ...diagnostics import InternalError
+from ...dtype import DType
+from ...ir.expr import (
+    TRUE,
+    BinaryOp,
+    Broadcast,
+    Call,
+    Expr,
+    IntImm,
+    Load,
+    Ramp,
+    Select,
+    Var,
+    binary,
+    call,
+    const,
+    select,
+)
+from ...ir.fold import refold
+from ...ir.node import fold, postorder
+from ...target import Target
+from ..nodes import Alloc, Buffer, Evaluate, For, ForKind, If, PrimFunc, Seq, Stmt, Store
+from ..tree import statements
+from .visit import Visit, drive, make_if, rebuild_stmt, seq, substituter, uses
+
+MAX_UNROLLED = 4  # vectors of one loop that are written out; more become a loop over vectors
+
+
+class _NotVectorizable(Exception):
+    """The loop runs serially instead."""
+
+
+def vectorize(func: PrimFunc, target: Target) -> PrimFunc:
+    """Replace VECTORIZED loops by vector statements, native-width vectors first.
+
+    The loop variable becomes `ramp(min, 1, lanes)`; conditions that depend on it become
+    predicates of the loads and stores they guard. A loop of 50 floats for 16-lane vectors gives
+    three vectors of 16 lanes and one of 2. What cannot be a vector (a reduction into one
+    element, a loop nested in lanes of different length) becomes a serial loop.
+
+    Raises:
+        InternalError: the lanes store different values to one element.
+    """
+
+    def visit(stmt: Stmt) -> Visit[Stmt]:
+        children = []
+        for child in stmt.children():
+            if isinstance(child, Stmt):
+                child = yield visit(child)
+            children.append(child)
+        result = rebuild_stmt(stmt, children)
+        if isinstance(result, For) and result.kind is ForKind.VECTORIZED:
+            return _vector_loop(result, target)
+        return result
+
+    body = drive(visit(func.body))
+    return func if body is func.body else replace(func, body=body)
+
+
+def _vector_loop(loop: For, target: Target) -> Stmt:
+    serial = replace(loop, kind=ForKind.SERIAL)
+    if not isinstance(loop.extent, IntImm) or _has_vectors(loop.body):
+        return serial
+    extent, native = loop.extent.value, _native_lanes(loop.body, target)
+    whole, rest = divmod(extent, native)
+    try:
+        parts: list[Stmt] = []
+        if whole <= MAX_UNROLLED:
+            starts = [loop.min + native * i for i in range(whole)]
+            parts += [_lanes(loop, start, native) for start in starts]
+        else:
+            chunk = Var(loop.var.name, loop.var.dtype)
+            body = _lanes(loop, loop.min + chunk * native, native)
+            parts.append(For(chunk, const(0), const(whole), body))
+        if rest:
+            parts.append(_lanes(loop, loop.min + native * whole, rest))
+    except _NotVectorizable:
+        return serial
+    return seq(parts)
+
+
+def _has_vectors(body: Stmt) -> bool:
+    return any(isinstance(n, Ramp | Broadcast) for n in postorder(body))
+
+
+def _native_lanes(body: Stmt, target: Target) -> int:
+    """Lanes of a vector register for the widest element that the loop moves."""
+    moved = [s.buffer.dtype for s in statements(body) if isinstance(s, Store)]
+    moved += [n.dtype for n in postorder(body) if isinstance(n, Load)]
+    computed = {DType.FLOAT16: DType.FLOAT32, DType.BFLOAT16: DType.FLOAT32}
+    return min((target.lanes(computed.get(d, d)) for d in moved), default=1)
+
+
+def _lanes(loop: For, start: Expr, lanes: int) -> Stmt:
+    """`lanes` iterations of the loop from `start` as vector statements."""
+    if lanes == 1:
+        return substituter({loop.var: start})(loop.body)
+    return _Lanes(loop.var, start, lanes).run(loop.body)
+
+
+def _broadcast(value: Expr, lanes: int) -> Expr:
+    return value if value.lanes == lanes else Broadcast(value, lanes)
+
+
+class _Lanes:
+    """Rewrites one loop body to vectors of `lanes` iterations."""
+
+    def __init__(self, var: Var, start: Expr, lanes: int) -> None:
+        self.lanes = lanes
+        self.ramp = Ramp(start, const(1, start.dtype), lanes)
+        self.var = var
+        self.memo: dict[Any, Any] = {}
+        self.widened: dict[Buffer, Buffer] = {}  # buffers inside the loop get a lane dimension
+
+    def run(self, body: Stmt) -> Stmt:
+        return drive(self.stmt(body, None))
+
+    # -- expressions -------------------------------------------------------------------------
+
+    def expr(self, value: Expr, mask: Expr | None = None) -> Expr:
+        """The vector (or scalar, where the lanes agree) that `value` is in these iterations."""
+        result = fold(value, self._step, self.memo)
+        return result if mask is None else self._masked(result, mask)
+
+    def _step(self, node: Any, parts: list[Any]) -> Any:
+        if node is self.var:
+            return self.ramp
+        if isinstance(node, Load) and node.source in self.widened:
+            lane = Ramp(const(0), const(1), self.lanes)
+            return Load(self.widened[node.source], (*parts[: len(node.indices)], lane), None)
+        if all(a is b for a, b in zip(node.children(), parts, strict=True)):
+            return node
+        vector = any(p.lanes > 1 for p in parts)
+        if isinstance(node, Call) and node.name == "if_then_else" and vector:
+            return self._if_then_else(*parts)
+        if isinstance(node, Select | Call) and vector:
+            parts = [_broadcast(p, self.lanes) for p in parts]
+        if isinstance(node, Load) and node.predicate is not None and vector:
+            parts[-1] = _broadcast(parts[-1], self.lanes)
+        return refold(node, parts)
+
+    def _if_then_else(self, condition: Expr, a: Expr, b: Expr) -> Expr:
+        a, b = _broadcast(a, self.lanes), _broadcast(b, self.lanes)
+        if condition.lanes == 1:
+            return Call("if_then_else", (condition, a, b), a.dtype)
+        return select(condition, self._masked(a, condition), self._masked(b, ~condition))
+
+    def _masked(self, value: Expr, mask: Expr) -> Expr:
+        """`value` where lanes without `mask` read nothing and report nothing."""
+
+        def step(node: Any, parts: list[Any]) -> Any:
+            if isinstance(node, Load):
+                indices = [*parts[: len(node.indices)]]
+                if all(i.lanes == 1 for i in indices):  # not even one lane may be allowed to read
+                    indices[0] = _broadcast(indices[0], self.lanes)
+                old = node.predicate
+                both = mask if old is None else binary(BinaryOp.AND, parts[-1], mask)
+                return Load(node.source, tuple(indices), both)
+            if isinstance(node, Call) and node.name == "checked_index":
+                index = _broadcast(parts[0], self.lanes)
+                safe = select(mask, index, _broadcast(const(0, index.dtype), self.lanes))
+                return call("checked_index", safe, _broadcast(parts[1], self.lanes))
+            if isinstance(node, Select | Call) and any(p.lanes > 1 for p in parts):
+                if isinstance(node, Call) and node.name == "if_then_else":
+                    return self._if_then_else(*parts)
+                parts = [_broadcast(p, self.lanes) for p in parts]
+            return refold(node, parts)
+
+        return fold(value, step)
+
+    # -- statements --------------------------------------------------------------------------
+
+    def stmt(self, stmt: Stmt, mask: Expr | None) -> Visit[Stmt]:
+        match stmt:
+            case Seq():
+                parts = []
+                for part in stmt.stmts:
+                    parts.append((yield self.stmt(part, mask)))
+                return seq(parts)
+            case Store():
+                return self._store(stmt, mask)
+            case If():
+                return (yield self._if(stmt, mask))
+            case For():
+                low, extent = self.expr(stmt.min), self.expr(stmt.extent)
+                if low.lanes > 1 or extent.lanes > 1 or (mask is not None and _loads(low, extent)):
+                    raise _NotVectorizable
+                body = yield self.stmt(stmt.body, mask)
+                return rebuild_stmt(stmt, [low, extent, body])
+            case Alloc():
+                shape = (*stmt.buffer.shape, const(self.lanes))
+                self.widened[stmt.buffer] = replace(stmt.buffer, shape=shape)
+                body = yield self.stmt(stmt.body, mask)
+                return Alloc(self.widened[stmt.buffer], body)
+            case Evaluate() if mask is None and not uses(stmt.value, [self.var]):
+                return stmt
+        raise _NotVectorizable
+
+    def _if(self, stmt: If, mask: Expr | None) -> Visit[Stmt]:
+        condition = self.expr(stmt.condition, mask)
+        if condition.lanes == 1:
+            then = yield self.stmt(stmt.then, mask)
+            otherwise = None
+            if stmt.otherwise is not None:
+                otherwise = yield self.stmt(stmt.otherwise, mask)
+            return make_if(condition, then, otherwise)
+        parts = [(yield self.stmt(stmt.then, _both(mask, condition)))]
+        if stmt.otherwise is not None:
+            parts.append((yield self.stmt(stmt.otherwise, _both(mask, ~condition))))
+        return seq(parts)
+
+    def _store(self, store: Store, mask: Expr | None) -> Stmt:
+        if store.predicate is not None:
+            mask = _both(mask, _broadcast(self.expr(store.predicate, mask), self.lanes))
+        indices = tuple(self.expr(i, mask) for i in store.indices)
+        value = self.expr(store.value, mask)
+        buffer = self.widened.get(store.buffer)
+        if buffer is not None:
+            indices = (*indices, Ramp(const(0), const(1), self.lanes))
+        if all(i.lanes == 1 for i in indices):
+            same = value.lanes == 1 and not _reads(store.value, store.buffer)
+            if same and mask is None:
+                return replace(store, indices=indices, value=value)
+            if same or _reads(store.value, store.buffer):
+                raise _NotVectorizable
+            raise InternalError(
+                f"the lanes of vectorized loop {self.var.name} store different values to one "
+                f"element of {store.buffer.name}: {store}"
+            )
+        value = _broadcast(value, self.lanes)
+        return Store(buffer or store.buffer, indices, value, mask, store.span)
+
+
+def _both(mask: Expr | None, condition: Expr) -> Expr:
+    return condition if mask is None or mask is TRUE else binary(BinaryOp.AND, mask, condition)
+
+
+def _loads(*exprs: Expr) -> bool:
+    return any(isinstance(n, Load) for n in postorder(exprs))
+
+
+def _reads(value: Expr, buffer: Buffer) -> bool:
+    return any(isinstance(n, Load) and n.source is buffer for n in postorder(value))
