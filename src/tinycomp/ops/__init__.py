@@ -11,10 +11,10 @@ from functools import cache
 from types import ModuleType
 
 from ..relay.op import OpSet
-from . import binary, reduce, shape, unary
+from . import binary, conv, matmul, norm, pool, reduce, shape, softmax, unary
 from .onnx_node import OnnxImport
 
-FAMILIES: tuple[ModuleType, ...] = (unary, binary, reduce, shape)
+FAMILIES: tuple[ModuleType, ...] = (unary, binary, reduce, shape, matmul, conv, pool, softmax, norm)
 
 
 @cache
