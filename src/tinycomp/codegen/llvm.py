@@ -1,0 +1,133 @@
+"""Kernels to LLVM IR, and LLVM IR to object code.
+
+>>> from tinycomp.tir.nodes import Buffer, For, PrimFunc, Store
+>>> from tinycomp.ir.expr import Load, Var, const
+>>> from tinycomp.dtype import DType
+>>> A, B = (Buffer(n, (const(8),), DType.FLOAT32) for n in "AB")
+>>> i = Var("i")
+>>> twice = Load(A, (i,), None) * 2.0
+>>> func = PrimFunc("twice", (A, B), 1, For(i, const(0), const(8), Store(B, (i,), twice)))
+>>> kernel = emit_kernel(func, Target.host())
+>>> kernel.workspace_bytes, kernel.can_fail
+(0, False)
+>>> type(compile_kernels([kernel.llvm_text], Target.host()))
+<class 'bytes'>
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import llvmlite.binding as binding
+
+from ..diagnostics import InternalError, TinycompError
+from ..target import Target
+from ..tir.nodes import PrimFunc
+from .builder import ModuleBuilder
+from .statements import emit_kernel_body, plan_workspace
+
+
+@dataclass(frozen=True, slots=True)
+class KernelIR:
+    """A kernel as LLVM text, and what its caller must provide.
+
+    The kernel takes a workspace pointer, 64-byte aligned, if either size is positive; the
+    workspace has `workspace_bytes + num_threads * workspace_bytes_per_thread` bytes.
+    """
+
+    name: str
+    llvm_text: str
+    workspace_bytes: int
+    workspace_bytes_per_thread: int
+    can_fail: bool
+
+
+def emit_kernel(func: PrimFunc, target: Target) -> KernelIR:
+    """The native form of a lowered function.
+
+    `func.attrs` may hold "aligned": every parameter is 64-byte aligned; "inplace": an output may
+    share memory with an input.
+
+    Raises:
+        InternalError: the function holds statements that lowering should have removed.
+    """
+    module = new_module(target)
+    workspace = plan_workspace(func.body)
+    can_fail = emit_kernel_body(module, func, workspace)
+    return KernelIR(
+        func.name, module.text(), workspace.shared_bytes, workspace.private_bytes, can_fail
+    )
+
+
+def new_module(target: Target) -> ModuleBuilder:
+    """An empty module for `target`."""
+    attributes = ["nounwind"]
+    if target.triple.startswith("x86_64") and target.vector_bits >= 512:
+        attributes.append('"prefer-vector-width"="512"')
+    return ModuleBuilder(target.triple, has_fma(target), function_attributes=" ".join(attributes))
+
+
+def has_fma(target: Target) -> bool:
+    """Whether a fused multiply-add is one instruction."""
+    return not target.triple.startswith("x86_64") or target.vector_bits >= 256
+
+
+def compile_kernels(texts: Sequence[str], target: Target, opt: int = 3) -> bytes:
+    """One object file from modules of LLVM text, optimised together.
+
+    Args:
+        opt: LLVM optimisation level, 0 to 3.
+    """
+    machine = target_machine(target, opt)
+    return machine.emit_object(_optimised(texts, machine, opt))
+
+
+def assembly(text: str, target: Target, opt: int = 3) -> str:
+    """The assembly of one module, for people."""
+    machine = target_machine(target, opt)
+    return machine.emit_assembly(_optimised([text], machine, opt))
+
+
+def target_machine(target: Target, opt: int = 3) -> binding.TargetMachine:
+    """LLVM's code generator for `target`.
+
+    Raises:
+        TinycompError: LLVM does not know the target.
+    """
+    _initialize()
+    try:
+        found = binding.Target.from_triple(target.triple)
+    except RuntimeError as error:
+        raise TinycompError(f"LLVM does not support the target {target}: {error}") from error
+    return found.create_target_machine(
+        cpu=target.cpu, features=target.features, opt=opt, reloc="pic", codemodel="default"
+    )
+
+
+@functools.cache
+def _initialize() -> None:
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+
+
+def _optimised(
+    texts: Sequence[str], machine: binding.TargetMachine, opt: int
+) -> binding.ModuleRef:
+    context = binding.create_context()
+    modules = []
+    for text in texts:
+        try:
+            modules.append(binding.parse_assembly(text, context))
+            modules[-1].verify()
+        except RuntimeError as error:
+            raise InternalError(f"LLVM rejects generated code: {error}") from error
+    module = modules[0]
+    for other in modules[1:]:
+        module.link_in(other)
+    options = binding.create_pipeline_tuning_options(speed_level=opt)
+    options.loop_vectorization = options.slp_vectorization = opt >= 2
+    builder = binding.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    return module

@@ -1,0 +1,347 @@
+"""Loop IR statements to LLVM basic blocks.
+
+Statements are emitted from an explicit worklist: an item is a statement, or a closure that closes
+what an earlier statement opened. A parallel loop becomes a call of `tinycomp_parallel_for`; its
+body is emitted later, as a function of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..diagnostics import InternalError
+from ..ir.expr import TRUE, Call, Expr, IntImm, Load, Var, as_int, variables
+from ..ir.node import preorder
+from ..tir.nodes import Alloc, Buffer, Evaluate, For, ForKind, If, PrimFunc, Scope, Seq, Stmt, Store
+from . import memory
+from .builder import FunctionBuilder, ModuleBuilder, Value, literal
+from .expressions import Bindings, ExprEmitter, access_of
+from .runtime_abi import PARALLEL_FOR
+
+STACK_LIMIT = 256 * 1024
+"""Bytes up to which a LOCAL buffer is put on the stack, later into registers if it can be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Byte offsets of the buffers that a kernel keeps in memory, shared or one copy per thread."""
+
+    shared: dict[Buffer, int]
+    private: dict[Buffer, int]
+    shared_bytes: int
+    private_bytes: int
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.shared_bytes and not self.private_bytes
+
+
+def buffer_bytes(buffer: Buffer) -> int:
+    return math.prod(as_int(d) for d in buffer.shape) * buffer.dtype.itemsize
+
+
+def on_stack(buffer: Buffer) -> bool:
+    return buffer.scope is Scope.LOCAL and buffer_bytes(buffer) <= STACK_LIMIT
+
+
+def plan_workspace(body: Stmt) -> Workspace:
+    """Offsets for every buffer that is not on the stack. Buffers never overlap, so that accesses
+    to different ones commute."""
+    offsets: tuple[dict[Buffer, int], dict[Buffer, int]] = ({}, {})
+    sizes = [0, 0]
+    work: list[tuple[Stmt, bool]] = [(body, False)]
+    while work:
+        stmt, private = work.pop()
+        if isinstance(stmt, Alloc) and not on_stack(stmt.buffer):
+            offsets[private][stmt.buffer] = sizes[private]
+            sizes[private] += -(-buffer_bytes(stmt.buffer) // 64) * 64
+        private = private or (isinstance(stmt, For) and stmt.kind is ForKind.PARALLEL)
+        work.extend((c, private) for c in reversed(stmt.children()) if isinstance(c, Stmt))
+    return Workspace(*offsets, *sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class OutlinedLoop:
+    """A parallel loop whose body is still to be emitted as function `name`."""
+
+    name: str
+    loop: For
+    vars: tuple[Var, ...]
+    buffers: tuple[Buffer, ...]
+    non_negative: frozenset[Var]
+
+
+def captures(loop: For) -> tuple[tuple[Var, ...], tuple[Buffer, ...]]:
+    """The variables and buffers that a loop uses but does not define."""
+    defined: set[Any] = {loop.var}
+    used: dict[Any, None] = {}
+    for node in preorder(loop.body):
+        if isinstance(node, For):
+            defined.add(node.var)
+        elif isinstance(node, Alloc):
+            defined.add(node.buffer)
+        elif isinstance(node, Store):
+            used[node.buffer] = None
+        elif isinstance(node, Load):
+            used[node.source] = None
+        if isinstance(node, Var):
+            used[node] = None
+    used.update(dict.fromkeys(variables(loop.min)))
+    free = [item for item in used if item not in defined]
+    return (
+        tuple(item for item in free if isinstance(item, Var)),
+        tuple(item for item in free if isinstance(item, Buffer)),
+    )
+
+
+class StatementEmitter:
+    """Emits the statements of one native function."""
+
+    def __init__(
+        self, b: FunctionBuilder, bindings: Bindings, workspace: Workspace, is_outlined: bool
+    ) -> None:
+        self.b, self.bindings, self.workspace = b, bindings, workspace
+        self.is_outlined = is_outlined
+        self.outlined: list[OutlinedLoop] = []
+        self.expressions = ExprEmitter(b, bindings)
+
+    def run(self, root: Stmt) -> None:
+        work: list[Any] = [root]
+        while work:
+            item = work.pop()
+            if not isinstance(item, Stmt):
+                item()
+            elif isinstance(item, Seq):
+                work.extend(reversed(item.stmts))
+            else:
+                self._emit(item, work)
+                self.expressions.forget()
+
+    def _emit(self, stmt: Stmt, work: list[Any]) -> None:
+        if isinstance(stmt, Store):
+            self._store(stmt)
+        elif isinstance(stmt, For):
+            if stmt.kind is ForKind.PARALLEL and not self.is_outlined:
+                self._parallel(stmt)
+            elif stmt.kind in (ForKind.SERIAL, ForKind.UNROLLED, ForKind.PARALLEL):
+                self._loop(stmt, work)
+            else:
+                raise InternalError(f"a {stmt.kind} loop over {stmt.var} was not lowered")
+        elif isinstance(stmt, If):
+            self._if(stmt, work)
+        elif isinstance(stmt, Alloc):
+            self.bindings.buffers[stmt.buffer] = self._allocate(stmt.buffer)
+            work.append(stmt.body)
+        elif isinstance(stmt, Evaluate):
+            self._evaluate(stmt.value)
+        else:
+            raise InternalError(f"a {type(stmt).__name__} statement was not lowered")
+
+    def _store(self, stmt: Store) -> None:
+        evaluate = self.expressions.evaluate
+        access = access_of(stmt.buffer, stmt.indices)
+        index = evaluate(access.index)
+        mask = None
+        if stmt.predicate is not None and stmt.predicate is not TRUE:
+            mask = evaluate(stmt.predicate)
+        value = evaluate(stmt.value)
+        base, dtype = self.bindings.buffers[stmt.buffer], stmt.buffer.dtype
+        if access.scattered:
+            memory.scatter(self.b, base, dtype, index, self.b.splat(value, index.lanes), mask)
+            return
+        value = self.b.splat(value, access.lanes)
+        memory.store(self.b, base, dtype, index, value, mask)
+
+    def _loop(self, loop: For, work: list[Any]) -> None:
+        """A counted loop; the body is entered only if the extent is positive."""
+        b = self.b
+        first = self.expressions.evaluate(loop.min)
+        extent = self.expressions.evaluate(loop.extent)
+        end = b.op("add", first, extent)
+        start_is_known = isinstance(loop.min, IntImm) and loop.min.value >= 0
+        if start_is_known or loop.min in self.bindings.non_negative:
+            self.bindings.non_negative.add(loop.var)
+        self._counted(loop, first, end, work)
+
+    def _counted(self, loop: For, first: Value, end: Value, work: list[Any]) -> None:
+        b = self.b
+        name = b.fresh("loop")
+        body, latch, done = f"{name}.body", f"{name}.latch", f"{name}.end"
+        if isinstance(loop.extent, IntImm) and loop.extent.value > 0 and loop.kind is not ForKind.PARALLEL:
+            before = b.block
+            b.br(body)
+        else:
+            before = b.block
+            b.cond_br(b.compare("icmp slt", first, end), body, done)
+        b.start(body)
+        index, following = Value(f"%{name}.i", first.element), Value(f"%{name}.next", first.element)
+        b.line(
+            f"{index.text} = phi {first.element} [ {first.text}, %{before} ],"
+            f" [ {following.text}, %{latch} ]"
+        )
+        self.bindings.vars[loop.var] = index
+
+        def close() -> None:
+            b.br(latch)
+            b.start(latch)
+            b.line(f"{following.text} = add nsw {index}, 1")
+            b.cond_br(b.compare("icmp slt", following, end), body, done)
+            b.start(done)
+
+        work.extend((close, loop.body))
+
+    def share_of_loop(self, loop: For, begin: Value, end: Value) -> None:
+        """The iterations [begin, end) of a parallel loop, counted from 0."""
+        first = self.expressions.evaluate(loop.min)
+        if isinstance(loop.min, IntImm) and loop.min.value >= 0:
+            self.bindings.non_negative.add(loop.var)
+        work: list[Any] = []
+        self._counted(loop, self.b.op("add", first, begin), self.b.op("add", first, end), work)
+        self.expressions.forget()
+        close, body = work
+        self.run(body)
+        close()
+
+    def _if(self, stmt: If, work: list[Any]) -> None:
+        b = self.b
+        condition = self.expressions.evaluate(stmt.condition)
+        then, otherwise, done = b.fresh("then"), b.fresh("else"), b.fresh("endif")
+        b.cond_br(condition, then, done if stmt.otherwise is None else otherwise)
+        b.start(then)
+
+        def close() -> None:
+            b.br(done)
+            b.start(done)
+
+        def open_else() -> None:
+            b.br(done)
+            b.start(otherwise)
+
+        if stmt.otherwise is None:
+            work.extend((close, stmt.then))
+        else:
+            work.extend((close, stmt.otherwise, open_else, stmt.then))
+
+    def _allocate(self, buffer: Buffer) -> Value:
+        b = self.b
+        if on_stack(buffer):
+            count = max(1, math.prod(as_int(d) for d in buffer.shape))
+            return b.alloca(f"[{count} x {memory.STORED[buffer.dtype]}]")
+        base = Value("%workspace", "ptr")
+        if buffer in self.workspace.shared:
+            return b.gep(base, "i8", literal(self.workspace.shared[buffer], "i64"))
+        return b.gep(Value("%slot", "ptr"), "i8", literal(self.workspace.private[buffer], "i64"))
+
+    def _evaluate(self, value: Expr) -> None:
+        if isinstance(value, Call) and value.name == "prefetch":
+            self._prefetch(value.args[0])
+        else:
+            self.expressions.evaluate(value)
+
+    def _prefetch(self, target: Expr) -> None:
+        if not isinstance(target, Load):
+            raise InternalError(f"prefetch needs a load, got {target}")
+        access = access_of(target.source, target.indices)
+        index = self.b.extract(self.expressions.evaluate(access.index), 0)
+        base = self.bindings.buffers[target.source]
+        pointer = self.b.gep(base, memory.STORED[target.dtype], index)
+        self.b.module.declare("llvm.prefetch.p0", "void", ["ptr", "i32", "i32", "i32"])
+        self.b.line(f"call void @llvm.prefetch.p0({pointer}, i32 0, i32 3, i32 1)")
+
+    def _parallel(self, loop: For) -> None:
+        """Store what the body needs in an environment on the stack, and start the loop."""
+        b = self.b
+        name = f"{b.name}.parallel{len(self.outlined)}"
+        free_vars, buffers = captures(loop)
+        extent = self.expressions.evaluate(loop.extent)
+        fields = [self.bindings.runtime, Value("%workspace", "ptr")]
+        fields += [self.bindings.vars[v] for v in free_vars]
+        fields += [self.bindings.buffers[buffer] for buffer in buffers]
+        env = b.alloca(f"[{len(fields)} x i64]", align=8)
+        for position, value in enumerate(fields):
+            b.store(value, b.gep(env, "i64", literal(position, "i64")))
+        arguments = f"{self.bindings.runtime}, ptr @{name}, {env}, {extent}"
+        b.module.declare(PARALLEL_FOR, "void", ["ptr", "ptr", "ptr", "i64"])
+        b.line(f"call void @{PARALLEL_FOR}({arguments})")
+        known = frozenset(v for v in free_vars if v in self.bindings.non_negative)
+        self.outlined.append(OutlinedLoop(name, loop, free_vars, buffers, known))
+
+
+def emit_kernel_body(module: ModuleBuilder, func: PrimFunc, workspace: Workspace) -> bool:
+    """Emit the kernel and its outlined loops; whether it can fail at run time."""
+    qualifier = "" if func.attrs.get("inplace") else " noalias"
+    names = [f"p{i}" for i in range(len(func.params))]
+    params = [("ptr noalias", "rt")]
+    params += [
+        (f"ptr{qualifier} align {param_alignment(func, buffer)}", name)
+        for buffer, name in zip(func.params, names, strict=True)
+    ]
+    if not workspace.is_empty:
+        params.append(("ptr noalias align 64", "workspace"))
+    b = FunctionBuilder(module, func.name, params)
+    if workspace.is_empty:
+        b.line("%workspace = bitcast ptr null to ptr")
+    addresses = (Value(f"%{name}", "ptr") for name in names)
+    bindings = Bindings(Value("%rt", "ptr"), buffers=dict(zip(func.params, addresses, strict=True)))
+    emitter = StatementEmitter(b, bindings, workspace, is_outlined=False)
+    emitter.run(func.body)
+    b.ret()
+    b.finish()
+    can_fail = bindings.can_fail
+    for outlined in emitter.outlined:
+        can_fail |= _emit_outlined(module, func, outlined, workspace)
+    return can_fail
+
+
+def param_alignment(func: PrimFunc, buffer: Buffer) -> int:
+    """A caller's array is only as aligned as its elements; planned memory is 64-byte aligned."""
+    return 64 if func.attrs.get("aligned") else buffer.dtype.itemsize
+
+
+def _emit_outlined(
+    module: ModuleBuilder, func: PrimFunc, outlined: OutlinedLoop, workspace: Workspace
+) -> bool:
+    """The loop body as a function with parameters, so that buffers keep `noalias`, and the
+    function that unpacks the environment and calls it."""
+    names = [f"v{i}_" for i in range(len(outlined.vars))]
+    names += [f"b{i}_" for i in range(len(outlined.buffers))]
+    types = ["i64"] * len(outlined.vars) + ["ptr"] * len(outlined.buffers)
+    qualifier = "" if func.attrs.get("inplace") else " noalias"
+    params = [("ptr", "rt"), ("ptr", "workspace"), *zip(types, names, strict=True)]
+    declared = [
+        ("ptr noalias", "rt"), ("ptr", "workspace"), *zip(types, names, strict=True)
+    ]  # fmt: skip
+    for i, buffer in enumerate(outlined.buffers):
+        align = param_alignment(func, buffer) if buffer in func.params else 64
+        declared[2 + len(outlined.vars) + i] = (
+            f"ptr{qualifier} align {align}", names[len(outlined.vars) + i]
+        )  # fmt: skip
+    share = [("i64", "begin"), ("i64", "end"), ("i64", "thread")]
+
+    entry = FunctionBuilder(module, outlined.name, [("ptr", "env"), *share], linkage="internal")
+    loaded = [
+        entry.load(type_, entry.gep(Value("%env", "ptr"), "i64", literal(i, "i64")))
+        for i, (type_, _) in enumerate(params)
+    ]
+    operands = ", ".join(map(str, loaded)) + ", i64 %begin, i64 %end, i64 %thread"
+    entry.line(f"call void @{outlined.name}.body({operands})")
+    entry.ret()
+    entry.finish()
+
+    b = FunctionBuilder(module, f"{outlined.name}.body", declared + share, linkage="internal")
+    if workspace.private_bytes:
+        offset = b.op("mul", Value("%thread", "i64"), literal(workspace.private_bytes, "i64"))
+        offset = b.op("add", offset, literal(workspace.shared_bytes, "i64"))
+        pointer = b.gep(Value("%workspace", "ptr"), "i8", offset)
+        b.line(f"%slot = bitcast {pointer} to ptr")
+    bindings = Bindings(Value("%rt", "ptr"), non_negative=set(outlined.non_negative))
+    for item, type_, name in zip((*outlined.vars, *outlined.buffers), types, names, strict=True):
+        where: dict[Any, Value] = bindings.vars if type_ == "i64" else bindings.buffers
+        where[item] = Value(f"%{name}", type_)
+    emitter = StatementEmitter(b, bindings, workspace, is_outlined=True)
+    emitter.share_of_loop(outlined.loop, Value("%begin", "i64"), Value("%end", "i64"))
+    b.ret()
+    b.finish()
+    return bindings.can_fail
