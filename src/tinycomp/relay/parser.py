@@ -413,6 +413,8 @@ class _Parser:
             return _WORDS[word]
         if text := self.accept(_STRING):
             return json.loads(text)
+        if dim := self.accept(r"`[^`]*`"):
+            return self._dim(dim[1:-1])
         number = self.expect(_NUMBER, "a value")
         if number.lstrip("+-").isdecimal():
             return int(number)

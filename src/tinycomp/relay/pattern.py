@@ -172,22 +172,11 @@ def is_tuple_get_item(tuple_: Pattern, index: int | None = None) -> Pattern:
     return GetItemPattern(tuple_, index)
 
 
-COMMUTATIVE = frozenset(
-    [
-        "add",
-        "multiply",
-        "maximum",
-        "minimum",
-        "equal",
-        "not_equal",
-        "logical_and",
-        "logical_or",
-        "logical_xor",
-        "bitwise_and",
-        "bitwise_or",
-        "bitwise_xor",
-    ]
+_COMMUTATIVE_NAMES = (
+    *("add", "multiply", "maximum", "minimum", "equal", "not_equal"),
+    *("logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor"),
 )
+COMMUTATIVE = frozenset(_COMMUTATIVE_NAMES)
 
 
 def match(pattern: Pattern, function: Function | Uses, binding: Binding) -> Match | None:

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from ..diagnostics import Span
+from ..ir.expr import Expr
 from .nodes import (
     Atom,
     Binding,
@@ -188,7 +189,7 @@ def _attributes(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={literal(v)}" for k, v in values.items() if is_literal(v))
 
 
-_SCALARS = (bool, int, float, str, type(None), np.generic)
+_SCALARS = (bool, int, float, str, type(None), np.generic, Expr)
 
 
 def is_literal(value: Any) -> bool:
@@ -204,7 +205,12 @@ def is_literal(value: Any) -> bool:
 
 
 def literal(value: Any) -> str:
-    """An attribute value as a Python-like literal; `inf`, `-inf` and `nan` stand for floats."""
+    """An attribute value as a Python-like literal.
+
+    `inf`, `-inf` and `nan` are floats; symbolic dimensions stand in backquotes.
+    """
+    if isinstance(value, Expr):
+        return f"`{value}`"
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, np.generic):
