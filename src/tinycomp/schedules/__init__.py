@@ -1,0 +1,77 @@
+"""From a fused relay function to a lowered kernel, by default schedules.
+
+Schedules belong to the shape of the computation, not to operators: matmul, window (convolution),
+lane reductions (pooling, depthwise convolution), rows (softmax, normalisation), elementwise.
+"""
+
+from __future__ import annotations
+
+from ..ir.expr import Load, variables
+from ..ir.node import postorder
+from ..relay.nodes import Function
+from ..target import Target
+from ..te.tensor import ComputeOp
+from ..tir.lower import lower
+from ..tir.nodes import PrimFunc
+from ..tir.schedule import Schedule, create_schedule
+from .common import Kernel
+from .elementwise import schedule_elementwise
+from .matmul import schedule_matmul
+from .reduction import schedule_lane_reduction
+from .rows import schedule_rows
+from .to_te import to_te
+from .window import schedule_conv
+
+__all__ = ["build_kernel", "default_schedule"]
+
+
+def build_kernel(function: Function, target: Target, name: str) -> PrimFunc:
+    """The lowered kernel of a primitive function under its default schedule."""
+    return lower(default_schedule(function, target, name).func, target)
+
+
+def default_schedule(function: Function, target: Target, name: str) -> Schedule:
+    """The default schedule of a primitive function, not yet lowered."""
+    inputs, outputs = to_te(function)
+    schedule = create_schedule(outputs, inputs, name)
+    kernel = Kernel(schedule, outputs, target)
+    tags = {op.tag: op for op in kernel.stages if op.tag}
+    reductions = kernel.reductions
+    if "matmul_packed" in tags:
+        schedule_matmul(kernel, tags["matmul_packed"])
+    elif "conv2d_nhwc" in tags:
+        schedule_conv(kernel, tags["conv2d_nhwc"])
+    elif not reductions:
+        schedule_elementwise(kernel)
+    elif function.attrs.get("stitched") or len(reductions) > 1:
+        schedule_rows(kernel, function.attrs.get("rows", _shared_rows(reductions)))
+    elif len(outputs) == 1 and reductions[0].num_outputs == 1:
+        if reduces_last_axis(reductions[0]):
+            schedule_rows(kernel, _shared_rows(reductions))
+        else:
+            schedule_lane_reduction(kernel, reductions[0])
+    return schedule
+
+
+def _shared_rows(reductions: list[ComputeOp]) -> int:
+    """Leading axes of the reductions' results that are not of extent 1 for being reduced."""
+    counts = []
+    for op in reductions:
+        last = len(op.axis)
+        while last and str(op.axis[last - 1].extent) == "1":
+            last -= 1
+        counts.append(last)
+    return min(counts)
+
+
+def reduces_last_axis(op: ComputeOp) -> bool:
+    """Whether the reduction runs along memory: its axis is in the last index of what it reads,
+    and the last axis of the result is not."""
+    reduced = {a.var for a in op.reduce_axis}
+    last = op.axis[-1].var if op.axis else None
+    for load in postorder(op.body):
+        if isinstance(load, Load) and load.indices:
+            found = set(variables(load.indices[-1]))
+            if found & reduced and last not in found:
+                return True
+    return False

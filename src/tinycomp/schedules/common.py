@@ -1,0 +1,96 @@
+"""What the default schedules share: inlining, vectorising the last axis, spreading over threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..ir.expr import IntImm, Var, as_int
+from ..target import Target
+from ..te.tensor import ComputeOp, Tensor, is_reduction, topological
+from ..tir.schedule import CachedTensor, Schedule, Stage
+
+PARALLEL_GRAIN = 16 * 1024
+"""Scalar operations below which starting threads costs more than it saves (about 5 us)."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A computation to schedule: its stages, outputs and target."""
+
+    schedule: Schedule
+    outputs: list[Tensor]
+    target: Target
+
+    @property
+    def stages(self) -> list[ComputeOp]:
+        """All compute stages, producers first."""
+        return [op for op in topological(self.outputs) if isinstance(op, ComputeOp)]
+
+    @property
+    def reductions(self) -> list[ComputeOp]:
+        return [op for op in self.stages if is_reduction(op)]
+
+    def is_output(self, op: ComputeOp) -> bool:
+        return any(t.op is op for t in self.outputs)
+
+    def stage(self, op: ComputeOp) -> Stage:
+        return self.schedule[op.output(0)]
+
+
+def inline_injective(kernel: Kernel, keep: Sequence[ComputeOp] = ()) -> None:
+    """Let every elementwise or injective stage that is no output disappear into its readers."""
+    for op in kernel.stages:
+        if not is_reduction(op) and op not in keep and not kernel.is_output(op):
+            kernel.stage(op).compute_inline()
+
+
+def extent_of(stage: Stage, axis: Var) -> int:
+    """The constant extent of a stage's loop."""
+    from ..tir.tree import loop_of
+
+    return as_int(loop_of(stage.schedule.func, axis).extent)
+
+
+def extents(op: ComputeOp) -> list[int]:
+    return [as_int(a.extent) for a in op.axis]
+
+
+def vectorize_last(stage: Stage, axis: Var, lanes: int, unroll: int = 1) -> Var | None:
+    """Split `axis` into vectors, `unroll` of them written out; returns the remaining outer loop."""
+    extent = extent_of(stage, axis)
+    if extent <= 1:
+        return None
+    if extent <= lanes:
+        stage.vectorize(axis)
+        return None
+    if unroll > 1 and extent >= lanes * unroll:
+        outer, inner = stage.split(axis, factor=lanes * unroll)
+        parts, vector = stage.split(inner, factor=lanes)
+        stage.unroll(parts)
+    else:
+        outer, vector = stage.split(axis, factor=lanes)
+    stage.vectorize(vector)
+    return outer
+
+
+def work_of(op: ComputeOp) -> int:
+    """Scalar operations of a stage: points of its iteration space."""
+    total = 1
+    for axis in (*op.axis, *op.reduce_axis):
+        total *= axis.extent.value if isinstance(axis.extent, IntImm) else 1
+    return total
+
+
+def parallel_outer(stage: Stage, axes: Sequence[Var], work: int) -> Var | None:
+    """Fuse the loops and spread them over threads, if the work is worth it."""
+    axes = [a for a in axes if extent_of(stage, a) > 1] or list(axes[:1])
+    if not axes:
+        return None
+    fused = stage.fuse(*axes)
+    if work >= PARALLEL_GRAIN and extent_of(stage, fused) > 1:
+        stage.parallel(fused)
+    return fused
+
+
+TensorLike = Tensor | CachedTensor
