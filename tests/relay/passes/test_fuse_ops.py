@@ -7,7 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tinycomp.ops import conv as _c
 from tinycomp.ops import default_ops
+from tinycomp.ops import matmul as _m
+from tinycomp.ops import pool as _p
 from tinycomp.relay.builder import Builder
 from tinycomp.relay.dominators import post_dominators
 from tinycomp.relay.interpreter import evaluate
@@ -16,8 +19,6 @@ from tinycomp.relay.op import OpPattern
 from tinycomp.relay.pass_infra import PassContext, Sequential
 from tinycomp.relay.passes.fuse_ops import FuseOps
 from tinycomp.relay.structural_key import structural_key
-
-from tinycomp.ops import conv as _c, matmul as _m, pool as _p
 
 OPS = default_ops().extend(*(o for f in (_c, _m, _p) for o in f.OPS if o.name not in default_ops()))
 
@@ -113,7 +114,8 @@ def test_layer_norm_with_the_residual_before_it_is_stitched():
     g = fuse(f)
     assert len(kernels(g)) == 1
     attrs = g.bindings[0].value.op.attrs
-    assert attrs["stitched"] and attrs["rows"] == 2
+    assert attrs["stitched"]
+    assert attrs["rows"] == 2
     check_same(f, g)
     assert len(kernels(fuse(f, max_row_bytes=0))) > 1
     assert len(kernels(fuse(f, max_row_bytes=32))) > 1
