@@ -203,8 +203,8 @@ class Analyzer:
 
     def _atom(self, expr: Expr, r: Range, exact: bool | None = None) -> Linear:
         if exact is None:
-            exact = -INF < r[0] and r[1] < INF
-            exact = exact or not isinstance(expr, Load) and self._exact_children(expr)
+            exact = r[0] > -INF and r[1] < INF
+            exact = exact or (not isinstance(expr, Load) and self._exact_children(expr))
         self._range[expr] = r
         self._rank.setdefault(expr, len(self._rank))
         if not exact:
