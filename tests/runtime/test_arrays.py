@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from tinycomp.diagnostics import InputError
 from tinycomp.dtype import DType
 from tinycomp.runtime.arrays import (

@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from tinycomp.diagnostics import ArtifactError
 from tinycomp.dtype import DType
 from tinycomp.runtime.arrays import aligned_empty
@@ -17,7 +18,7 @@ from tinycomp.runtime.artifact import (
 from tinycomp.target import Target
 
 
-@pytest.fixture()
+@pytest.fixture
 def artifact():
     constants = aligned_empty((1000,), np.dtype(np.uint8))
     constants[:] = np.arange(1000) % 251

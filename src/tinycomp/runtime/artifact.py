@@ -68,7 +68,17 @@ class KernelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an artifact says about itself."""
+    """What an artifact says about itself.
+
+    Attributes:
+        kernels: the kernel calls in order of execution; those of branches and loops too.
+        arena_bytes, unshared_bytes: working memory of one call, and what it were without reuse.
+        parameters: elements of the model's weights.
+        max_threads: threads that the working memory suffices for.
+        options: of the compilation, for people.
+        source, source_sha256: the model file it was compiled from.
+        generator: hash of the code that generated it (`cache.source_digest`).
+    """
 
     target: Target
     inputs: tuple[ValueSpec, ...]
@@ -77,7 +87,11 @@ class Manifest:
     arena_bytes: int
     unshared_bytes: int
     parameters: int = 0
+    max_threads: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+    source_sha256: str = ""
+    generator: str = ""
     tinycomp: str = __version__
     llvmlite: str = ""
 
@@ -105,7 +119,7 @@ class Artifact:
         sections: dict[str, Any] = {f"object:{k}": v for k, v in self.objects.items()}
         for level, text in self.texts.items():
             sections[f"text:{level}"] = zlib.compress(text.encode(), 1)
-        sections["constants"] = memoryview(np.ascontiguousarray(self.constants)).cast("B")
+        sections["constants"] = self.constants.data.cast("B")
         table, position = {}, 0
         for name, data in sections.items():
             digest = hashlib.sha256(data).hexdigest()
@@ -185,7 +199,8 @@ def _read_header(path: Path, data: memoryview) -> tuple[dict[str, Any], int]:
     header = json.loads(text)
     if header["schema"] != SCHEMA:
         raise ArtifactError(
-            f"{path} has format {header['schema']}, this tinycomp {__version__} reads format {SCHEMA}",
+            f"{path} has format {header['schema']}, "
+            f"but this tinycomp {__version__} reads format {SCHEMA}",
             hint="compile the model again with this version",
         )
     return header, _sections_start(size)

@@ -1,0 +1,68 @@
+"""`tinycomp compile MODEL.onnx -o MODEL.tc`"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from .common import (
+    add_compile_options,
+    add_json_option,
+    compile_model,
+    human_bytes,
+    note,
+    print_json,
+    require_file,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="an ONNX file")
+    parser.add_argument("-o", "--output", help="the artifact; default: the model's name with .tc")
+    parser.add_argument(
+        "--dump-ir", metavar="DIR", help="also write the model at every level to this folder"
+    )
+    add_json_option(parser)
+    add_compile_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    require_file(args.model)
+    output = Path(args.output or Path(args.model).with_suffix(".tc").name)
+    start = time.perf_counter()
+    module = compile_model(args, args.model)
+    module.save(output)
+    seconds = time.perf_counter() - start
+    if args.dump_ir:
+        _dump(module, Path(args.dump_ir))
+    manifest = module.manifest
+    size = output.stat().st_size
+    if args.json:
+        print_json(
+            {
+                "artifact": str(output),
+                "bytes": size,
+                "seconds": seconds,
+                "target": str(manifest.target),
+                "kernels": len(manifest.kernels),
+                "arena_bytes": manifest.arena_bytes,
+                "unshared_bytes": manifest.unshared_bytes,
+            }
+        )
+        return 0
+    note(
+        f"{output}: {human_bytes(size)}, {len(manifest.kernels)} kernel calls, "
+        f"{human_bytes(manifest.arena_bytes)} working memory "
+        f"({human_bytes(manifest.unshared_bytes)} without reuse), {seconds:.2f} s"
+    )
+    note(f"target: {manifest.target}")
+    return 0
+
+
+def _dump(module, folder: Path) -> None:
+    from ..runtime.module import LEVELS
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for level in LEVELS:
+        (folder / f"{level}.txt").write_text(module.ir(level))

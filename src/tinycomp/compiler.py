@@ -1,0 +1,402 @@
+"""From a model to a `Module`: the pipeline from top to bottom.
+
+    model -> relay -> fused relay -> [te -> tir -> LLVM IR -> object code] per kernel
+          -> memory plan -> entry function -> artifact -> Module
+
+Two caches make it fast the second time: whole artifacts by the model's content, and kernels by
+what they compute, so that models and layers share them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .config import Config
+from .diagnostics import ArtifactError, ModelError, TinycompError
+from .runtime.arrays import aligned_empty
+from .runtime.artifact import Artifact, KernelInfo, Manifest, ValueSpec
+from .runtime.cache import Cache, content_key, source_digest, touch
+from .runtime.module import Module
+from .target import Target, default_num_threads
+
+if TYPE_CHECKING:
+    import onnx
+
+    from .relay.nodes import Function, IRModule
+    from .relay.pass_infra import PassContext
+    from .relay.plan import ExecutionPlan
+
+    Model = str | os.PathLike[str] | bytes | onnx.ModelProto | IRModule
+
+Reporter = Callable[[str, int, int], None]
+"""Called as `(stage, done, total)` while compiling."""
+
+
+def compile(
+    model: Model,
+    target: str | Target = "llvm",
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    num_threads: int | None = None,
+    opt_level: int = 3,
+    precision: str = "fp32",
+    tuning_records: str | os.PathLike[str] | None = None,
+    progress: Reporter | None = None,
+) -> Module:
+    """Compile a model.
+
+    Args:
+        model: path of an ONNX file, its bytes, a ModelProto, or a relay IRModule.
+        target: "llvm" for this machine's CPU, or for instance "llvm -mcpu=x86-64-v3".
+        input_shapes: shapes by input name, where the model leaves them open.
+        dims: sizes of symbolic dimensions by name.
+        num_threads: threads of one call; default: the cores this process may use.
+        opt_level: 0 (as imported, each operator a kernel) to 3 (everything).
+        precision: "fp32".
+        tuning_records: a file of the autotuner's records.
+        progress: called as `(stage, done, total)`.
+
+    Raises:
+        TinycompError: the model is damaged (ModelError), uses what is not supported
+            (UnsupportedModel), or an argument does not fit.
+
+    >>> import tinycomp                                             # doctest: +SKIP
+    >>> module = tinycomp.compile("model.onnx", dims={"batch": 1})  # doctest: +SKIP
+    >>> module.run({"x": x})["y"]                                   # doctest: +SKIP
+    """
+    return compile_with(
+        Config.from_environment(),
+        model,
+        target=target,
+        input_shapes=input_shapes,
+        dims=dims,
+        num_threads=num_threads,
+        opt_level=opt_level,
+        precision=precision,
+        tuning_records=tuning_records,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True)
+class Options:
+    """What besides the model decides about the result."""
+
+    target: Target
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    dims: Mapping[str, int] = field(default_factory=dict)
+    num_threads: int = 1
+    opt_level: int = 3
+    precision: str = "fp32"
+    tuning_records: str = ""
+
+    def text(self) -> str:
+        """The same text for the same options."""
+        shapes, dims = sorted(self.input_shapes.items()), sorted(self.dims.items())
+        return repr(
+            (self.target, shapes, dims, self.num_threads, self.opt_level, self.precision,
+             self.tuning_records)
+        )  # fmt: skip
+
+
+def compile_with(
+    config: Config,
+    model: Model,
+    *,
+    target: str | Target = "llvm",
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    num_threads: int | None = None,
+    opt_level: int = 3,
+    precision: str = "fp32",
+    tuning_records: str | os.PathLike[str] | None = None,
+    progress: Reporter | None = None,
+) -> Module:
+    """`compile` with explicit settings instead of those of the environment."""
+    threads = num_threads or config.num_threads or default_num_threads()
+    options = Options(
+        _cpu_target(target),
+        {name: tuple(shape) for name, shape in (input_shapes or {}).items()},
+        dict(dims or {}),
+        threads,
+        opt_level,
+        precision,
+        _read_records(tuning_records),
+    )
+    _check(options)
+    source = Source.of(model)
+    cache = Cache.from_config(config)
+    key = content_key(source.key, options.text(), source_digest())
+    artifact = _cached(cache, key)
+    if artifact is None:
+        artifact = build(model, options, cache, progress or _silent)
+        _store(cache, key, artifact)
+    manifest = dataclasses.replace(
+        artifact.manifest, source=source.path, source_sha256=source.sha256
+    )
+    return Module(dataclasses.replace(artifact, manifest=manifest), num_threads=threads)
+
+
+def build(model: Model, options: Options, cache: Cache, report: Reporter) -> Artifact:
+    """Compile without looking for a finished artifact."""
+    from .kernels import compile_kernels
+    from .ops import default_ops
+    from .relay.pass_infra import PassContext
+
+    report("import", 0, 1)
+    module = import_model(model, options)
+    report("optimize", 0, 1)
+    ctx = PassContext(default_ops(), options.target, options.opt_level)
+    parameters = parameter_count(module)
+    module = optimize(module, ctx)
+    kernels = compile_kernels(module.main, options, cache, report)
+    report("plan memory", 0, 1)
+    return assemble(module, kernels, options, parameters)
+
+
+def import_model(model: Model, options: Options) -> IRModule:
+    """The model as unoptimised relay."""
+    from .relay.nodes import IRModule
+
+    if isinstance(model, IRModule):
+        return model
+    from .frontend.onnx import from_onnx
+
+    path_like = isinstance(model, os.PathLike)
+    return from_onnx(
+        Path(model) if path_like else model,  # type: ignore[arg-type]
+        input_shapes=options.input_shapes,
+        dims=options.dims,
+    )
+
+
+def optimize(module: IRModule, ctx: PassContext) -> IRModule:
+    """Fused relay: every operator is in a primitive function, one per kernel."""
+    from .pipeline import default_pipeline
+
+    return default_pipeline(ctx.opt_level).run(module, ctx)
+
+
+def assemble(
+    module: IRModule, kernels: Mapping[str, Any], options: Options, parameters: int
+) -> Artifact:
+    """Memory plan, entry function and constants around compiled kernels."""
+    import llvmlite
+
+    from .codegen.entry import emit_entry
+    from .codegen.llvm import compile_kernels
+    from .levels import kernels_text
+    from .relay.constant_pool import ConstantPool
+    from .relay.passes.plan_memory import plan_memory
+
+    pool = ConstantPool()
+    plan = plan_memory(module.main, lambda b: kernels[_key(b)].planned(options.num_threads), pool)
+    entry = compile_kernels([emit_entry(plan, options.target)], options.target, opt=1)
+    constants = aligned_empty((pool.nbytes,), np.dtype(np.uint8))
+    pool.write_into(constants)
+    manifest = Manifest(
+        target=options.target,
+        inputs=_specs(module.input_names, plan.inputs, "input"),
+        outputs=_specs(module.output_names, plan.outputs, "output"),
+        kernels=_kernel_infos(plan, module.main, kernels),
+        arena_bytes=plan.arena_bytes,
+        unshared_bytes=plan.unshared_bytes,
+        parameters=parameters,
+        max_threads=options.num_threads,
+        options={"opt_level": options.opt_level, "precision": options.precision},
+        generator=source_digest(),
+        llvmlite=llvmlite.__version__,
+    )
+    objects = {k.name: k.object_code for k in kernels.values()}
+    texts = {"relay": str(module), "kernels": kernels_text(module.main)}
+    return Artifact(manifest, {"entry": entry, **objects}, constants, texts)
+
+
+def parameter_count(module: IRModule) -> int:
+    """Elements of all weights (constants of floats with more than one element)."""
+    from .relay.nodes import Constant, all_functions
+
+    constants = {
+        atom
+        for root in module.functions.values()
+        for function in all_functions(root)
+        for binding in function.bindings
+        for atom in binding.args
+        if isinstance(atom, Constant) and atom.data.size > 1 and atom.type.dtype.is_float
+    }
+    return sum(c.data.size for c in constants)
+
+
+def _key(binding: Any) -> str:
+    return binding.value.op.attrs["key"]
+
+
+def _specs(names: Sequence[str], types: Sequence[Any], kind: str) -> tuple[ValueSpec, ...]:
+    names = tuple(names) or tuple(f"{kind}{i}" for i in range(len(types)))
+    return tuple(
+        ValueSpec(name, type_.static_shape, type_.dtype)
+        for name, type_ in zip(names, types, strict=True)
+    )
+
+
+def _kernel_infos(
+    plan: ExecutionPlan, main: Function, kernels: Mapping[str, Any]
+) -> tuple[KernelInfo, ...]:
+    from .relay.plan import KernelCall, all_steps
+
+    flops = {k.name: k.flops for k in kernels.values()}
+    return tuple(
+        KernelInfo(
+            step.kernel,
+            step.label,
+            step.span.nodes,
+            flops[step.kernel],
+            sum(ref.nbytes for ref in step.args),
+        )
+        for step in all_steps(plan.steps)
+        if isinstance(step, KernelCall)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model comes from: a content key, and for files the path and hash."""
+
+    key: str
+    path: str = ""
+    sha256: str = ""
+
+    @staticmethod
+    def of(model: Model) -> Source:
+        """Hash a model without importing it.
+
+        Raises:
+            ModelError: the file cannot be read.
+        """
+        if isinstance(model, str | os.PathLike):
+            path = Path(model)
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise ModelError(f"model file {path} cannot be read: {reason}") from error
+            digest = hashlib.sha256(data).hexdigest()
+            key = digest if b"location" not in data else content_key(data, *_external(path, data))
+            return Source(key, str(path.resolve()), digest)
+        if isinstance(model, bytes | bytearray | memoryview):
+            return Source(hashlib.sha256(model).hexdigest())
+        if hasattr(model, "SerializeToString"):
+            data = model.SerializeToString(deterministic=True)  # type: ignore[union-attr]
+            return Source(hashlib.sha256(data).hexdigest())
+        from .relay.nodes import IRModule
+        from .relay.text import constant_table
+
+        if not isinstance(model, IRModule):
+            raise TinycompError(
+                f"cannot compile a {type(model).__name__}",
+                hint="give a path, bytes, an onnx.ModelProto or a relay IRModule",
+            )
+        return Source(content_key(str(model), *sorted(constant_table(model))))
+
+
+def _external(path: Path, data: bytes) -> list[bytes]:
+    """Hashes of the files beside a model that keep its tensors.
+
+    What is wrong with them is for the importer to say.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+    from onnx import external_data_helper
+
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError:
+        return []
+    names = {
+        entry.value
+        for tensor in external_data_helper._get_all_tensors(proto)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    folder = path.resolve().parent
+    digests = []
+    for name in sorted(names):
+        file = (folder / name).resolve()
+        if file.is_relative_to(folder) and file.is_file():
+            with file.open("rb") as stream:
+                digests.append(hashlib.file_digest(stream, "sha256").digest())
+    return digests
+
+
+def _cpu_target(target: str | Target) -> Target:
+    parsed = Target.parse(target)
+    if parsed.kind != "llvm":
+        raise TinycompError(
+            f"the target {parsed.kind} is not available yet", hint='compile for "llvm"'
+        )
+    return parsed
+
+
+def _check(options: Options) -> None:
+    if options.num_threads < 1:
+        raise TinycompError(f"num_threads must be at least 1, not {options.num_threads}")
+    if options.opt_level not in range(4):
+        raise TinycompError(f"opt_level must be 0, 1, 2 or 3, not {options.opt_level}")
+    if options.precision != "fp32":
+        raise TinycompError(f'precision must be "fp32", not {options.precision!r}')
+    for name, shape in options.input_shapes.items():
+        if any(not isinstance(d, int | np.integer) or d < 0 for d in shape):
+            raise TinycompError(f"input_shapes: {list(shape)} of {name!r} is not a list of sizes")
+    for name, size in options.dims.items():
+        if not isinstance(size, int | np.integer) or size < 0:
+            raise TinycompError(f"dims: {size!r} of {name!r} is not a size")
+
+
+def _read_records(path: str | os.PathLike[str] | None) -> str:
+    if path is None:
+        return ""
+    try:
+        Path(path).read_text()
+    except OSError as error:
+        raise TinycompError(f"cannot read tuning records {path}: {error.strerror}") from error
+    raise TinycompError(
+        "tuning_records: this version has no autotuner, so there are no records to use"
+    )
+
+
+def _cached(cache: Cache, key: str) -> Artifact | None:
+    if cache.folder is None:
+        return None
+    path = cache.path(key, ".tc")
+    if not path.exists():
+        return None
+    try:
+        artifact = Artifact.load(path)
+    except ArtifactError:
+        cache.discard(path)
+        return None
+    touch(path)
+    return artifact
+
+
+def _store(cache: Cache, key: str, artifact: Artifact) -> None:
+    if cache.folder is None:
+        return
+    try:
+        artifact.save(cache.path(key, ".tc"))
+    except (ArtifactError, OSError):
+        return  # a full disk or read-only home only costs time
+    cache.evict()
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass

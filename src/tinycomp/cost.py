@@ -1,0 +1,86 @@
+"""How much work a primitive function is: floating-point operations and bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .relay.nodes import Binding, Call, Function
+from .relay.op import Op, OpPattern
+from .types import TensorType
+
+# Operations per result element of what costs more than one; by convention, not by measurement.
+_PER_ELEMENT = {"nn.softmax": 5, "nn.log_softmax": 5, "nn.layer_norm": 8, "nn.batch_norm": 4}
+_MOVES = ("copy", "cast")
+
+
+def function_flops(function: Function) -> int:
+    """Floating-point operations of one call; a multiply-add counts two, moving data none."""
+    return sum(binding_flops(binding) for binding in function.bindings)
+
+
+def function_bytes(function: Function) -> int:
+    """Bytes of the parameters and results, each counted once."""
+    types = [*(p.type for p in function.params), function.ret_type]
+    total = 0
+    while types:
+        type_ = types.pop()
+        if isinstance(type_, TensorType):
+            total += type_.nbytes if type_.is_static else 0
+        else:
+            types.extend(type_.fields)
+    return total
+
+
+def binding_flops(binding: Binding) -> int:
+    """Floating-point operations of one operator; 0 where a shape is symbolic."""
+    value, result = binding.value, binding.var.type
+    if not isinstance(value, Call) or not isinstance(value.op, Op):
+        return 0
+    args = [a.type for a in value.args]
+    if not all(isinstance(t, TensorType) and t.is_static for t in (*args, result)):
+        return 0
+    counter = _COUNTERS.get(value.op.name)
+    if counter is not None:
+        return counter(value.attrs, args, result)
+    assert isinstance(result, TensorType)
+    if value.op.pattern is OpPattern.COMM_REDUCE:
+        first = args[0]
+        assert isinstance(first, TensorType)
+        return first.size
+    if value.op.name in _PER_ELEMENT:
+        return _PER_ELEMENT[value.op.name] * result.size
+    moves = value.op.pattern is OpPattern.INJECTIVE or value.op.name in _MOVES
+    return 0 if moves or not result.dtype.is_float else result.size
+
+
+def _convolution(attrs: Any, args: list[TensorType], result: TensorType) -> int:
+    data, kernel = args[0].static_shape, args[1]
+    if getattr(attrs, "kernel_layout", "OIHW") == "OIHW":
+        return 2 * result.size * math.prod(kernel.static_shape[1:])
+    channels = data[-1] if attrs.data_layout == "NHWC" else data[1]
+    return 2 * result.size * math.prod(attrs.kernel_size) * channels // attrs.groups
+
+
+def _convolution_transpose(attrs: Any, args: list[TensorType], result: TensorType) -> int:
+    return 2 * args[0].size * math.prod(args[1].static_shape[1:])
+
+
+def _matmul(attrs: Any, args: list[TensorType], result: TensorType) -> int:
+    return 2 * result.size * args[0].static_shape[-1]
+
+
+def _pool(attrs: Any, args: list[TensorType], result: TensorType) -> int:
+    return result.size * math.prod(attrs.pool_size)
+
+
+_COUNTERS: Mapping[str, Callable[[Any, Any, Any], int]] = {
+    "nn.conv2d": _convolution,
+    "nn.conv3d": _convolution,
+    "nn.conv2d_transpose": _convolution_transpose,
+    "nn.matmul": _matmul,
+    "nn.matmul_packed": _matmul,
+    "nn.max_pool2d": _pool,
+    "nn.avg_pool2d": _pool,
+}

@@ -1,0 +1,117 @@
+"""Compiling the kernels of a fused function, each distinct one once, through the disk cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from .codegen.llvm import KernelIR, emit_kernel
+from .codegen.llvm import compile_kernels as compile_llvm
+from .cost import function_flops
+from .relay.nodes import Call, Function, all_functions
+from .relay.passes.plan_memory import KernelInfo
+from .runtime.cache import Cache, content_key, source_digest
+from .schedules import build_kernel
+from .target import Target
+
+
+class KernelOptions(Protocol):
+    """The part of the compile options that kernels depend on."""
+
+    @property
+    def target(self) -> Target: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledKernel:
+    """Object code of a kernel and what its caller must provide; see `codegen.llvm.KernelIR`."""
+
+    name: str
+    workspace_bytes: int
+    workspace_bytes_per_thread: int
+    can_fail: bool
+    flops: int
+    object_code: bytes
+
+    def planned(self, num_threads: int) -> KernelInfo:
+        """What the memory planner needs to know."""
+        workspace = self.workspace_bytes + num_threads * self.workspace_bytes_per_thread
+        return KernelInfo(self.name, workspace, self.can_fail)
+
+    def to_bytes(self) -> bytes:
+        head = json.dumps(
+            [self.name, self.workspace_bytes, self.workspace_bytes_per_thread, self.can_fail,
+             self.flops]
+        ).encode()  # fmt: skip
+        return len(head).to_bytes(4, "little") + head + self.object_code
+
+    @staticmethod
+    def from_bytes(data: bytes) -> CompiledKernel:
+        size = int.from_bytes(data[:4], "little")
+        return CompiledKernel(*json.loads(data[4 : 4 + size]), data[4 + size :])
+
+
+def primitive_functions(main: Function) -> dict[str, Function]:
+    """The distinct kernels of a fused function by structural key, in order of first use."""
+    found: dict[str, Function] = {}
+    for function in all_functions(main):
+        for binding in function.bindings:
+            value = binding.value
+            if isinstance(value, Call) and isinstance(value.op, Function):
+                found.setdefault(value.op.attrs["key"], value.op)
+    return found
+
+
+def kernel_name(function: Function) -> str:
+    """A native symbol: the operators, and enough of the key to be unique."""
+    return f"{function.attrs['name']}_{function.attrs['key'][:12]}"
+
+
+def lower_kernel(function: Function, target: Target) -> KernelIR:
+    """te, schedule, tir and LLVM IR of one primitive function."""
+    return emit_kernel(build_kernel(function, target, kernel_name(function)), target)
+
+
+def compile_kernels(
+    main: Function,
+    options: KernelOptions,
+    cache: Cache,
+    report: Callable[[str, int, int], None],
+) -> Mapping[str, CompiledKernel]:
+    """The kernels of `main` by structural key.
+
+    Lowering is Python and stays on this thread; LLVM releases the interpreter lock and runs
+    beside it on another.
+    """
+    functions = primitive_functions(main)
+    target = options.target
+    pending: dict[str, CompiledKernel | Future[CompiledKernel]] = {}
+    report("compile kernels", 0, len(functions))
+    with ThreadPoolExecutor(1) as pool:
+        for done, (key, function) in enumerate(functions.items()):
+            entry = content_key("kernel", key, kernel_name(function), repr(target), source_digest())
+            stored = cache.get(entry)
+            if stored is not None:
+                pending[key] = CompiledKernel.from_bytes(stored)
+            else:
+                ir = lower_kernel(function, target)
+                flops = function_flops(function)
+                pending[key] = pool.submit(_finish, ir, flops, target, cache, entry)
+            report("compile kernels", done + 1, len(functions))
+        return {k: p.result() if isinstance(p, Future) else p for k, p in pending.items()}
+
+
+def _finish(ir: KernelIR, flops: int, target: Target, cache: Cache, entry: str) -> CompiledKernel:
+    kernel = CompiledKernel(
+        ir.name,
+        ir.workspace_bytes,
+        ir.workspace_bytes_per_thread,
+        ir.can_fail,
+        flops,
+        compile_llvm([ir.llvm_text], target),
+    )
+    cache.put(entry, kernel.to_bytes())
+    return kernel

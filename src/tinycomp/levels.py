@@ -1,0 +1,75 @@
+"""A compiled model as text, level by level.
+
+An artifact stores its fused relay. The levels below are generated again from that, so they are
+those of the object code as long as the generator is the same, which is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from .codegen.llvm import assembly
+from .diagnostics import TinycompError
+from .kernels import kernel_name, lower_kernel, primitive_functions
+from .ops import default_ops
+from .relay.nodes import Function, IRModule
+from .relay.parser import parse_module
+from .runtime.artifact import Artifact
+from .runtime.cache import source_digest
+from .schedules import build_kernel
+from .schedules.to_te import to_te
+from .target import Target
+from .te.tensor import ComputeOp, topological
+
+
+def render(artifact: Artifact, level: str) -> str:
+    """The kernels of an artifact at a level: "te", "tir", "llvm" or "asm".
+
+    Raises:
+        TinycompError: another version of tinycomp made the artifact.
+    """
+    if artifact.manifest.generator != source_digest():
+        raise TinycompError(
+            f"this artifact was made by another version of tinycomp ({artifact.manifest.tinycomp}), "
+            f"whose {level} cannot be shown",
+            hint="compile the model again to see it",
+        )
+    module = parse_module(artifact.texts["kernels"], default_ops())
+    one, target = _RENDERERS[level], artifact.manifest.target
+    return "\n\n".join(one(function, target) for function in module.functions.values())
+
+
+def kernels_text(main: Function) -> str:
+    """The primitive functions of a fused function as a module of their own, to store."""
+    functions = primitive_functions(main).values()
+    return str(IRModule({kernel_name(f): f for f in functions}))
+
+
+def _te(function: Function, target: Target) -> str:
+    _, outputs = to_te(function)
+    lines = [f"# {kernel_name(function)}"]
+    for op in topological(outputs):
+        if isinstance(op, ComputeOp):
+            axes = ", ".join(f"{a.name} < {a.extent}" for a in op.axis)
+            lines += [f"{op.output(i).name}[{axes}] = {e}" for i, e in enumerate(op.body)]
+    return "\n".join(lines)
+
+
+def _tir(function: Function, target: Target) -> str:
+    return str(build_kernel(function, target, kernel_name(function)))
+
+
+def _llvm(function: Function, target: Target) -> str:
+    return lower_kernel(function, target).llvm_text
+
+
+def _asm(function: Function, target: Target) -> str:
+    return assembly(_llvm(function, target), target)
+
+
+_RENDERERS: Mapping[str, Callable[[Function, Target], str]] = {
+    "te": _te,
+    "tir": _tir,
+    "llvm": _llvm,
+    "asm": _asm,
+}

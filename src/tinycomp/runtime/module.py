@@ -1,0 +1,199 @@
+"""A compiled model that can be called.
+
+>>> import tinycomp                                           # doctest: +SKIP
+>>> module = tinycomp.load("model.tc")                        # doctest: +SKIP
+>>> module.run({"input": x})["output"].shape                  # doctest: +SKIP
+(1, 1000)
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import Config
+from ..diagnostics import ExecutionError, Span, TinycompError
+from ..target import default_num_threads
+from .arrays import address, aligned_empty, bind_arguments, check_input, check_names
+from .artifact import Artifact, Manifest, ValueSpec
+from .native import NativeModel
+from .profiler import Profile, make_profile
+
+LEVELS = ("relay", "te", "tir", "llvm", "asm")
+
+
+class Module:
+    """A model compiled for this machine; made by `tinycomp.compile` or `tinycomp.load`.
+
+    Calls may come from several Python threads at once and run in parallel: each has its own
+    working memory, and the interpreter lock is released meanwhile. It works in a forked child too.
+
+    Args:
+        artifact: the compiled model.
+        num_threads: threads that one call may use; default: `TINYCOMP_NUM_THREADS`, else the
+            cores this process may use.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        num_threads: int | None = None,
+    ) -> None:
+        self._artifact = artifact
+        self.num_threads = (
+            num_threads or Config.from_environment().num_threads or default_num_threads()
+        )
+        if self.num_threads < 1:
+            raise TinycompError(f"num_threads must be at least 1, not {self.num_threads}")
+        self._native = NativeModel(artifact, self.num_threads)
+        self._idle: deque[_Frame] = deque()
+        self._inputs = [
+            (spec.name, spec.shape, spec.dtype.numpy, spec) for spec in artifact.manifest.inputs
+        ]
+        self._outputs = [
+            (spec.name, _static(spec), spec.dtype.numpy) for spec in artifact.manifest.outputs
+        ]
+
+    @property
+    def manifest(self) -> Manifest:
+        """Target, versions, kernels and memory of the compiled model."""
+        return self._artifact.manifest
+
+    @property
+    def inputs(self) -> tuple[ValueSpec, ...]:
+        """Name, shape and dtype of the inputs, in the model's order."""
+        return self.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[ValueSpec, ...]:
+        """Name, shape and dtype of the outputs, in the model's order."""
+        return self.manifest.outputs
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The outputs, by name in the model's order, for inputs by name.
+
+        Inputs are NumPy arrays or anything with DLPack or the array interface, of exactly the
+        model's dtypes and shapes. The results are new arrays, aligned to 64 bytes.
+
+        Raises:
+            InputError: an input is missing, unknown, or of another dtype or shape.
+            ExecutionError: the data made an index out of range.
+        """
+        return self._call(inputs, None)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Inputs by position or name; one array, or a tuple if the model has several outputs."""
+        results = self.run(bind_arguments(args, kwargs, self.inputs))
+        return next(iter(results.values())) if len(results) == 1 else tuple(results.values())
+
+    def profile(self, inputs: Mapping[str, Any], *, repeat: int = 10) -> Profile:
+        """Time of each kernel, the median of `repeat` runs after a warm-up."""
+        stamps = np.zeros((repeat + 1, len(self.manifest.kernels) + 1), np.int64)
+        for row in stamps:
+            self._call(inputs, row)
+        return make_profile(self.manifest, self.num_threads, stamps[1:])
+
+    def _call(self, inputs: Mapping[str, Any], stamps: np.ndarray | None) -> dict[str, np.ndarray]:
+        arrays = []
+        if len(inputs) != len(self._inputs):
+            check_names(inputs, self.inputs)
+        for name, shape, dtype, spec in self._inputs:
+            try:
+                value = inputs[name]
+            except KeyError:
+                check_names(inputs, self.inputs)
+                raise
+            if (
+                type(value) is not np.ndarray
+                or value.dtype is not dtype
+                or value.shape != shape
+                or not value.flags.c_contiguous
+                or not value.flags.aligned
+            ):
+                value = check_input(value, spec)
+            arrays.append(value)
+        results = {name: aligned_empty(shape, dtype) for name, shape, dtype in self._outputs}
+        try:
+            frame = self._idle.pop()
+        except IndexError:
+            frame = _Frame(self._native, self.manifest)
+        frame.inputs[:] = [address(a) for a in arrays]
+        frame.outputs[:] = [address(a) for a in results.values()]
+        status = frame.run(stamps)
+        self._idle.append(frame)
+        if status:
+            self._fail(status - 1)
+        return results
+
+    def _fail(self, index: int) -> None:
+        kernels = self.manifest.kernels
+        span = Span(kernels[index].nodes) if index < len(kernels) else Span()
+        raise ExecutionError(
+            "an index computed from the inputs is out of range",
+            span=span,
+            hint="check the inputs: token ids, positions and indices must lie inside their tables",
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the artifact, one file that `tinycomp.load` and `tinycomp run` take."""
+        self._artifact.save(path)
+
+    def ir(self, level: str) -> str:
+        """The model at one level: "relay" (fused), "te", "tir", "llvm" or "asm".
+
+        Below relay these are the kernels, each distinct one once.
+
+        Raises:
+            TinycompError: no such level, or another version of tinycomp made the artifact.
+        """
+        if level not in LEVELS:
+            raise TinycompError(f"unknown level {level!r}", hint="levels are " + ", ".join(LEVELS))
+        if level in self._artifact.texts:
+            return self._artifact.texts[level]
+        from ..levels import render  # above this layer: showing a kernel generates it again
+
+        return render(self._artifact, level)
+
+    def __repr__(self) -> str:
+        inputs, outputs = (", ".join(map(str, specs)) for specs in (self.inputs, self.outputs))
+        return f"<tinycomp.Module ({inputs}) -> ({outputs}) for {self.manifest.target}>"
+
+
+def load(path: str | Path, *, num_threads: int | None = None) -> Module:
+    """A module from an artifact.
+
+    Raises:
+        ArtifactError: not an artifact, damaged, of another version, or for another machine.
+    """
+    return Module(Artifact.load(path), num_threads=num_threads)
+
+
+class _Frame:
+    """The memory of one running call: pointer tables, arena, and the native runtime state."""
+
+    def __init__(self, native: NativeModel, manifest: Manifest) -> None:
+        self.native = native
+        self.inputs = (ctypes.c_void_p * len(manifest.inputs))()
+        self.outputs = (ctypes.c_void_p * len(manifest.outputs))()
+        self.arena = aligned_empty((manifest.arena_bytes,), np.dtype(np.uint8))
+        self.state = native.new_state()
+        self._arguments = (
+            ctypes.addressof(self.state),
+            ctypes.addressof(self.inputs),
+            ctypes.addressof(self.outputs),
+            native.constants,
+            address(self.arena),
+        )
+
+    def run(self, stamps: np.ndarray | None) -> int:
+        return self.native.entry(*self._arguments, 0 if stamps is None else address(stamps))
+
+
+def _static(spec: ValueSpec) -> tuple[int, ...]:
+    return tuple(d for d in spec.shape if isinstance(d, int))
