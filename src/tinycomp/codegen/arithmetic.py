@@ -10,7 +10,12 @@ from ..dtype import DType
 from ..ir.expr import BinaryOp
 from .builder import ELEMENT, FunctionBuilder, Value, literal
 
-_FLOAT_OPS = {BinaryOp.ADD: "fadd", BinaryOp.SUB: "fsub", BinaryOp.MUL: "fmul", BinaryOp.DIV: "fdiv"}
+_FLOAT_OPS = {
+    BinaryOp.ADD: "fadd",
+    BinaryOp.SUB: "fsub",
+    BinaryOp.MUL: "fmul",
+    BinaryOp.DIV: "fdiv",
+}
 _INT_OPS = {
     BinaryOp.ADD: "add", BinaryOp.SUB: "sub", BinaryOp.MUL: "mul", BinaryOp.BIT_AND: "and",
     BinaryOp.BIT_OR: "or", BinaryOp.BIT_XOR: "xor", BinaryOp.AND: "and", BinaryOp.OR: "or",
@@ -67,9 +72,7 @@ def _float_division(b: FunctionBuilder, op: BinaryOp, x: Value, y: Value) -> Val
         return remainder
     zero = literal(0.0, x.element, x.lanes)
     nonzero = b.compare("fcmp one", remainder, zero)
-    opposite = b.op(
-        "xor", b.compare("fcmp olt", remainder, zero), b.compare("fcmp olt", y, zero)
-    )
+    opposite = b.op("xor", b.compare("fcmp olt", remainder, zero), b.compare("fcmp olt", y, zero))
     return b.select(b.op("and", nonzero, opposite), b.op("fadd", remainder, y), remainder)
 
 
@@ -143,7 +146,9 @@ def cast(b: FunctionBuilder, x: Value, source: DType, target: DType) -> Value:
         return _cast_from_float(b, x, target)
     to = ELEMENT[target]
     if target.is_float:
-        return _round_to_storage(b, b.convert("uitofp" if is_unsigned(source) else "sitofp", x, to), target)
+        return _round_to_storage(
+            b, b.convert("uitofp" if is_unsigned(source) else "sitofp", x, to), target
+        )
     if source is DType.BOOL or target.bits > source.bits:
         return b.convert("zext" if is_unsigned(source) else "sext", x, to)
     return b.convert("trunc", x, to) if target.bits < source.bits else x

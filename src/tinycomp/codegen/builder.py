@@ -94,7 +94,9 @@ class ModuleBuilder:
     metadata: list[str] = field(default_factory=list)
     function_attributes: str = "nounwind"
 
-    def declare(self, name: str, result: str, arguments: Sequence[str], attributes: str = "") -> None:
+    def declare(
+        self, name: str, result: str, arguments: Sequence[str], attributes: str = ""
+    ) -> None:
         """Make a function of another module callable."""
         line = f"declare {result} @{name}({', '.join(arguments)}) {attributes}".rstrip()
         self.declarations.setdefault(name, line)
@@ -198,7 +200,9 @@ class FunctionBuilder:
         type_ = vector(a.element, lanes)
         one = self.emit(f"insertelement {type_} poison, {a}, i64 0", a.element, lanes)
         return self.emit(
-            f"shufflevector {one}, {type_} poison, <{lanes} x i32> zeroinitializer", a.element, lanes
+            f"shufflevector {one}, {type_} poison, <{lanes} x i32> zeroinitializer",
+            a.element,
+            lanes,
         )
 
     def extract(self, a: Value, lane: int) -> Value:

@@ -191,9 +191,7 @@ class ExprEmitter:
         value = self.b.splat(value, lanes)
         if node.predicate is None or node.predicate.lanes == 1:
             return value
-        return self.b.select(
-            self._values[node.predicate], value, literal(0, value.element, lanes)
-        )
+        return self.b.select(self._values[node.predicate], value, literal(0, value.element, lanes))
 
     def _plan_binary(self, node: Binary) -> tuple[tuple[Expr, ...], Callable[[], Value]]:
         lanes, dtype = node.lanes, node.a.dtype
@@ -365,7 +363,11 @@ _KEEP_SIGN = (
 
 
 def _costly_step(node: Node, children: list[bool]) -> bool:
-    return isinstance(node, Load) or (isinstance(node, Call) and node.name not in _CHEAP) or any(children)
+    return (
+        isinstance(node, Load)
+        or (isinstance(node, Call) and node.name not in _CHEAP)
+        or any(children)
+    )
 
 
 _CHEAP = frozenset(

@@ -46,14 +46,18 @@ def _integer(b: FunctionBuilder, name: str, dtype: DType, args: Sequence[Value])
     if name == "abs":
         return x if unsigned else b.intrinsic("abs", x, extra="i1 false")
     if name == "sign":
-        positive = b.convert("zext", b.compare("icmp ne" if unsigned else "icmp sgt", x, zero), x.element)
+        positive = b.convert(
+            "zext", b.compare("icmp ne" if unsigned else "icmp sgt", x, zero), x.element
+        )
         if unsigned:
             return positive
         return b.op("sub", positive, b.convert("zext", b.compare("icmp slt", x, zero), x.element))
     if name == "fma":
         return b.op("add", b.op("mul", x, args[1]), args[2])
     if name == "pow":
-        return b.join([_power(b, b.extract(x, i), b.extract(args[1], i), unsigned) for i in range(x.lanes)])
+        return b.join(
+            [_power(b, b.extract(x, i), b.extract(args[1], i), unsigned) for i in range(x.lanes)]
+        )
     raise InternalError(f"intrinsic {name} is not defined for {dtype}")
 
 
@@ -64,8 +68,12 @@ def _power(b: FunctionBuilder, base: Value, exponent: Value, unsigned: bool) -> 
     zero, one = literal(0, element), literal(1, element)
     if not unsigned:
         magnitude = b.intrinsic("abs", exponent, extra="i1 false")
-        unit = b.op("or", b.compare("icmp eq", base, one), b.compare("icmp eq", base, literal(-1, element)))
-        vanishes = b.op("and", b.compare("icmp slt", exponent, zero), b.op("xor", unit, literal(1, "i1")))
+        unit = b.op(
+            "or", b.compare("icmp eq", base, one), b.compare("icmp eq", base, literal(-1, element))
+        )
+        vanishes = b.op(
+            "and", b.compare("icmp slt", exponent, zero), b.op("xor", unit, literal(1, "i1"))
+        )
         exponent, base = magnitude, b.select(vanishes, zero, base)
     before, loop, done = b.block, b.fresh("power"), b.fresh("powered")
     result, square, rest = (Value("%" + b.fresh("p"), element) for _ in range(3))
@@ -75,7 +83,9 @@ def _power(b: FunctionBuilder, base: Value, exponent: Value, unsigned: bool) -> 
     for phi, first, following in (
         (result, one, next_result), (square, base, next_square), (rest, exponent, next_rest)
     ):  # fmt: skip
-        b.line(f"{phi.text} = phi {element} [ {first.text}, %{before} ], [ {following.text}, %{loop} ]")
+        b.line(
+            f"{phi.text} = phi {element} [ {first.text}, %{before} ], [ {following.text}, %{loop} ]"
+        )
     odd = b.convert("trunc", rest, "i1")
     b.line(f"{next_result.text} = select {odd}, {b.op('mul', result, square)}, {result}")
     b.line(f"{next_square.text} = mul {square}, {square.text}")

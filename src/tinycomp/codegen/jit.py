@@ -1,5 +1,6 @@
 """Loads object code into this process.
 
+>>> import ctypes
 >>> from tinycomp.codegen.llvm import compile_kernels
 >>> from tinycomp.target import Target
 >>> code = compile_kernels(["define i64 @answer() {\\n  ret i64 42\\n}"], Target.host())
@@ -12,13 +13,17 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import llvmlite.binding as binding
 
 from ..diagnostics import InternalError
 from ..target import Target
-from .llvm import target_machine
+from .llvm import compile_kernels, target_machine
+from .runtime_abi import PARALLEL_FOR, POOL_CREATE, POOL_ENTER
+from .threadpool import emit_threadpool
 
 
 class LoadedObject:
@@ -50,7 +55,10 @@ class LoadedObject:
         self._engine.close()
 
     def keep_forever(self) -> None:
-        """Never unload, not even when the interpreter ends; for code that threads still run."""
+        """Never unload, not even when the interpreter ends; for code that threads still run.
+
+        No further addresses can be looked up.
+        """
         self._engine.detach()
 
 
@@ -66,4 +74,24 @@ def load_object(
     return LoadedObject([objects] if isinstance(objects, bytes) else objects, imports or {})
 
 
-__all__ = ["LoadedObject", "ctypes", "load_object"]
+
+@dataclass(frozen=True, slots=True)
+class PoolRuntime:
+    """The thread pool of this process: its address, and what compiled code imports."""
+
+    pool: int
+    imports: Mapping[str, int]
+
+
+@functools.cache
+def pool_runtime() -> PoolRuntime:
+    """The process-wide thread pool, made at the first call; threads start when first needed.
+
+    Its code is never unloaded, because sleeping workers may outlive the interpreter's objects.
+    """
+    target = Target.host()
+    loaded = load_object(compile_kernels([emit_threadpool(target)], target))
+    imports = {name: loaded.address(name) for name in (PARALLEL_FOR, POOL_ENTER)}
+    create = ctypes.CFUNCTYPE(ctypes.c_void_p)(loaded.address(POOL_CREATE))
+    loaded.keep_forever()
+    return PoolRuntime(create() or 0, imports)

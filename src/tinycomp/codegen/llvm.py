@@ -112,9 +112,7 @@ def _initialize() -> None:
     binding.initialize_all_asmprinters()
 
 
-def _optimised(
-    texts: Sequence[str], machine: binding.TargetMachine, opt: int
-) -> binding.ModuleRef:
+def _optimised(texts: Sequence[str], machine: binding.TargetMachine, opt: int) -> binding.ModuleRef:
     context = binding.create_context()
     modules = []
     for text in texts:

@@ -47,9 +47,7 @@ def load(
     mask = b.splat(mask, lanes)
     type_, zero = vector(element, lanes), literal(0, element, lanes)
     suffix = f"v{lanes}{_short(element)}"
-    b.module.declare(
-        f"llvm.masked.load.{suffix}.p0", type_, ["ptr", f"<{lanes} x i1>", type_]
-    )
+    b.module.declare(f"llvm.masked.load.{suffix}.p0", type_, ["ptr", f"<{lanes} x i1>", type_])
     text = f"call {type_} @llvm.masked.load.{suffix}.p0(ptr align {align} {pointer.text}, {mask}, {zero})"
     return decode(b, b.emit(text, element, lanes), dtype)
 

@@ -169,7 +169,11 @@ class StatementEmitter:
         b = self.b
         name = b.fresh("loop")
         body, latch, done = f"{name}.body", f"{name}.latch", f"{name}.end"
-        if isinstance(loop.extent, IntImm) and loop.extent.value > 0 and loop.kind is not ForKind.PARALLEL:
+        if (
+            isinstance(loop.extent, IntImm)
+            and loop.extent.value > 0
+            and loop.kind is not ForKind.PARALLEL
+        ):
             before = b.block
             b.br(body)
         else:
