@@ -158,6 +158,7 @@ class _Compiler:
         self.tasks: list[Callable[[], None]] = []
         self.scopes: list[dict[Any, str]] = [{}]  # expression or buffer -> Python name
         self.vectors: set[Expr] = set()
+        self.loaded: set[Expr] = set()  # expressions whose value a store may change
         self.tracked: set[Buffer] = set()  # buffers with a mask of written elements
         self.free: list[Var] = []  # variables that no loop binds: symbolic dimensions
         self.depth = 0  # of loops
@@ -165,10 +166,10 @@ class _Compiler:
 
     def compile(self, func: PrimFunc) -> Callable[..., None]:
         params = [self.define(b, b.name) for b in func.params]
-        for buffer in func.allocs:
-            self.do(lambda b=buffer: self.allocate(b))
-        self.tasks.reverse()
-        self.tasks.insert(0, lambda: self.statement(func.body))
+        self.do(
+            *(lambda b=buffer: self.allocate(b) for buffer in func.allocs),
+            lambda: self.statement(func.body),
+        )
         while self.tasks:
             self.tasks.pop()()
         names = [self.scopes[0][v] for v in self.free]
@@ -218,6 +219,12 @@ class _Compiler:
         assert found is not None
         return found
 
+    def forget_loads(self) -> None:
+        """What was loaded before this point is loaded again after it."""
+        for scope in self.scopes:
+            for key in self.loaded.intersection(scope):
+                del scope[key]
+
     def constant(self, value: Any, hint: str) -> str:
         name = self.fresh(hint)
         self.globals[name] = value
@@ -242,7 +249,11 @@ class _Compiler:
             case Store():
                 parts = [*stmt.indices, stmt.value]
                 parts += [] if stmt.predicate is None else [stmt.predicate]
-                self.do(*(lambda e=e: self.value(e) for e in parts), lambda: self.store(stmt))
+                self.do(
+                    *(lambda e=e: self.value(e) for e in parts),
+                    lambda: self.store(stmt),
+                    self.forget_loads,
+                )
             case Alloc():
                 self.do(lambda: self.allocate(stmt.buffer), lambda: self.statement(stmt.body))
             case Evaluate():
@@ -254,6 +265,7 @@ class _Compiler:
 
     def loop(self, stmt: For) -> None:
         low, extent = self.name(stmt.min), self.name(stmt.extent)
+        self.forget_loads()
         self.depth += 1
         outlined = self.depth % _LOOPS_PER_FUNCTION == 0
         function = self.fresh("body")
@@ -331,8 +343,8 @@ class _Compiler:
         array = self.name(stmt.buffer)
         index = self.access(stmt.buffer, stmt.indices)
         value = self.name(stmt.value)
-        written = f"w_{array}" if stmt.buffer in self.tracked else "None"
         mask = "None" if stmt.predicate is None else self.name(stmt.predicate)
+        written = f"w_{array}" if stmt.buffer in self.tracked else "None"
         if self.vectors.intersection((*stmt.indices, stmt.value)):
             info = self.constant(stmt.buffer, "buffer")
             self.emit(f"store_lanes({info}, {array}, {written}, {index}, {mask}, {value})")
@@ -389,6 +401,8 @@ class _Compiler:
             self.close()
 
         def finish() -> None:
+            if self.loaded.intersection(expr.args):
+                self.loaded.add(expr)
             self.scopes[-1][expr] = result
 
         self.do(
@@ -406,6 +420,8 @@ class _Compiler:
             return
         if isinstance(expr, Ramp | Broadcast) or self.vectors.intersection(expr.children()):  # type: ignore[arg-type]
             self.vectors.add(expr)
+        if isinstance(expr, Load) or self.loaded.intersection(expr.children()):  # type: ignore[arg-type]
+            self.loaded.add(expr)
         text = self.text(expr)
         self.emit(f"{self.define(expr, 't')} = {text}")
 
@@ -443,9 +459,9 @@ class _Compiler:
                 return f"{a} // {b}"
             if expr.op is BinaryOp.FLOORMOD:
                 return f"{a} % {b}"
-        if expr.op in (BinaryOp.MIN, BinaryOp.MAX) and expr not in self.vectors:
-            if expr.a.dtype.is_int:
-                return f"{expr.op}({a}, {b})"
+        scalar = expr not in self.vectors
+        if scalar and expr.op in (BinaryOp.MIN, BinaryOp.MAX) and expr.a.dtype.is_int:
+            return f"{expr.op}({a}, {b})"
         self.globals[f"f_{expr.op}"] = BINARY[expr.op]
         return f"f_{expr.op}({a}, {b})"
 
