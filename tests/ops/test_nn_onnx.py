@@ -164,7 +164,7 @@ NORM = [
     ),
     Case("LayerNormalization", [f32(2, 3, 8), f32(8), f32(8, seed=1)]),
     Case("LayerNormalization", [f32(2, 3, 8), f32(3, 8)], {"axis": 1, "epsilon": 1e-2}),
-    Case("LayerNormalization", [f32(2, 3, 8), f32(8), None], {"axis": -1}, outputs=3),
+    Case("LayerNormalization", [f32(2, 3, 8), f32(8), f32(8)], {"axis": -1}, outputs=3),
     Case("RMSNormalization", [f32(2, 3, 8), f32(8)]),
     Case("InstanceNormalization", [f32(2, 3, 4, 5), f32(3), f32(3, seed=1)], {"epsilon": 1e-3}),
     Case("GroupNormalization", [f32(2, 6, 4, 5), f32(6), f32(6, seed=1)], {"num_groups": 3}),
@@ -200,4 +200,56 @@ def test_pool(case: Case) -> None:
 
 @pytest.mark.parametrize("case", NORM, ids=str)
 def test_norm(case: Case) -> None:
+    check(case)
+
+
+CONV_TRANSPOSE = [
+    Case("ConvTranspose", [f32(1, 3, 4, 5), f32(3, 4, 2, 2), f32(4)], {"strides": [2, 2]}),
+    Case(
+        "ConvTranspose", [f32(2, 4, 4, 5), f32(4, 3, 3, 4), f32(6)],
+        {"strides": [2, 3], "group": 2, "pads": [1, 0, 1, 2], "output_padding": [1, 2]},
+    ),
+    Case("ConvTranspose", [f32(1, 3, 4, 5), f32(3, 2, 3, 3)], {"dilations": [2, 1]}),
+    Case("ConvTranspose", [f32(1, 3, 4, 5), f32(3, 2, 2, 2)], {"strides": [3, 3]}),
+    Case(
+        "ConvTranspose", [f32(1, 3, 4, 5), f32(3, 2, 4, 3)],
+        {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
+    ),
+    Case(
+        "ConvTranspose", [f32(1, 3, 4, 5), f32(3, 2, 4, 3)],
+        {"strides": [2, 2], "output_shape": [9, 10]},
+    ),
+    Case("ConvTranspose", [f32(1, 3, 6), f32(3, 2, 4)], {"strides": [2], "pads": [1, 1]}),
+    Case("ConvTranspose", [f32(1, 2, 3, 3, 3), f32(2, 2, 2, 3, 2)], {"strides": [2, 1, 2]}),
+    Case("ConvTranspose", [f32(1, 4, 5, 5), f32(4, 1, 4, 4)], {"strides": [2, 2], "group": 4}),
+]  # fmt: skip
+
+WIDE = np.linspace(-20, 20, 81, dtype=np.float32).reshape(3, 27)
+ACTIVATION = [
+    *(
+        Case(op, [WIDE])
+        for op in (
+            "Elu", "Selu", "Celu", "Gelu", "HardSigmoid", "HardSwish", "Mish", "Softplus",
+            "Softsign", "ThresholdedRelu", "LeakyRelu",
+        )
+    ),
+    Case("Elu", [WIDE], {"alpha": 0.7}),
+    Case("Celu", [WIDE], {"alpha": 2.0}),
+    Case("Gelu", [WIDE], {"approximate": "tanh"}),
+    Case("Shrink", [WIDE], {"lambd": 1.5, "bias": 0.5}),
+    Case("PRelu", [f32(2, 3, 4), f32(3, 1)]),
+    Case("BiasGelu", [f32(2, 5), f32(5)], domain="com.microsoft"),
+    Case("FastGelu", [f32(2, 5), f32(5)], domain="com.microsoft"),
+    Case("QuickGelu", [f32(2, 5)], domain="com.microsoft"),
+    Case("Gelu", [f32(2, 5)], domain="com.microsoft"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONV_TRANSPOSE, ids=str)
+def test_conv_transpose(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("case", ACTIVATION, ids=str)
+def test_activation(case: Case) -> None:
     check(case)

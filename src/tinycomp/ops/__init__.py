@@ -11,10 +11,46 @@ from functools import cache
 from types import ModuleType
 
 from ..relay.op import OpSet
-from . import binary, conv, matmul, norm, pool, reduce, shape, softmax, unary
+from . import (
+    activation,
+    binary,
+    control,
+    conv,
+    conv_transpose,
+    create,
+    index,
+    layout,
+    matmul,
+    norm,
+    pool,
+    quantize,
+    reduce,
+    scatter,
+    shape,
+    softmax,
+    unary,
+)
 from .onnx_node import OnnxImport
 
-FAMILIES: tuple[ModuleType, ...] = (unary, binary, reduce, shape, matmul, conv, pool, softmax, norm)
+FAMILIES: tuple[ModuleType, ...] = (
+    *(unary,
+    binary,
+    reduce,
+    shape),
+    *(matmul,
+    conv,
+    conv_transpose,
+    pool,
+    softmax,
+    norm,
+    activation),
+    create,
+    index,
+    scatter,
+    layout,
+    control,
+    quantize,
+)
 
 
 @cache

@@ -16,6 +16,7 @@ from ..relay.nodes import Atom
 from ..relay.op import Attrs, Op, OpPattern, Sample
 from ..te.tensor import Tensor
 from ..types import Dim, TensorType, Type
+from .activation import apply_activation
 from .onnx_node import OnnxImport, OnnxNode
 from .window import (
     accumulation_dtype,
@@ -390,8 +391,6 @@ def _import_conv(node: OnnxNode) -> Atom:
 
 
 def _import_fused_conv(node: OnnxNode) -> Atom:
-    from .activation import apply_activation
-
     out = _import_conv(node)
     if node.has(3):
         out = node.builder.call("add", out, node.input(3))

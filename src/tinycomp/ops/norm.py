@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from .. import te
-from ..dtype import DType
 from ..ir.expr import product
 from ..relay.nodes import Atom
 from ..relay.op import Attrs, Op, OpPattern, Sample
 from ..te.tensor import Tensor
 from ..types import Dim, TensorType, Type
+from .activation import Emit
 from .onnx_node import OnnxImport, OnnxNode
+from .unary import cast_to
 from .window import accumulation_dtype, dims_agree, expect, tensor_arg, widen
 
 
@@ -226,23 +227,12 @@ OPS: tuple[Op, ...] = (
 )
 
 
-class _Emit:
-    """Shorthand for composing normalisations in the computing dtype of their input."""
-
-    def __init__(self, node: OnnxNode) -> None:
-        self.builder = node.builder
-
-    def __call__(self, op: str, *args: Atom | float, **attrs: Any) -> Atom:
-        dtype = next(a.type.dtype for a in args if not isinstance(a, float))  # type: ignore[union-attr]
-        atoms = [self.builder.const(a, dtype) if isinstance(a, float) else a for a in args]
-        return self.builder.call(op, *atoms, **attrs)
-
-    def moments(self, x: Atom, axes: tuple[int, ...], epsilon: float) -> tuple[Atom, Atom, Atom]:
-        """(x - mean, mean, 1 / standard deviation) over `axes`, which stay as ones."""
-        mean = self("mean", x, axis=axes, keepdims=True)
-        centered = self("subtract", x, mean)
-        variance = self("mean", self("multiply", centered, centered), axis=axes, keepdims=True)
-        return centered, mean, self("rsqrt", self("add", variance, float(epsilon)))
+def _moments(emit: Emit, x: Atom, axes: tuple[int, ...], epsilon: float) -> tuple[Atom, Atom, Atom]:
+    """(x - mean, mean, 1 / standard deviation) over `axes`, which stay as ones."""
+    mean = emit("mean", x, axis=axes, keepdims=True)
+    centered = emit("subtract", x, mean)
+    variance = emit("mean", emit("multiply", centered, centered), axis=axes, keepdims=True)
+    return centered, mean, emit("rsqrt", emit("add", variance, float(epsilon)))
 
 
 def computed_in_float32(node: OnnxNode, x: Atom) -> Atom:
@@ -250,12 +240,6 @@ def computed_in_float32(node: OnnxNode, x: Atom) -> Atom:
     assert isinstance(x.type, TensorType)
     dtype = accumulation_dtype(x.type.dtype)
     return x if dtype is x.type.dtype else node.builder.call("cast", x, dtype=dtype)
-
-
-def cast_to(node: OnnxNode, x: Atom, dtype: DType) -> Atom:
-    """`x` as `dtype`; itself if it is."""
-    assert isinstance(x.type, TensorType)
-    return x if x.type.dtype is dtype else node.builder.call("cast", x, dtype=dtype)
 
 
 def _import_batch_norm(node: OnnxNode) -> Atom:
@@ -287,14 +271,14 @@ def _import_layer_norm(node: OnnxNode) -> Atom | list[Atom]:
     if node.num_outputs == 1:
         return out
     axes = tuple(range(axis, type_.rank))
-    _, mean, scale = _Emit(node).moments(computed_in_float32(node, x), axes, epsilon)
+    _, mean, scale = _moments(Emit(node), computed_in_float32(node, x), axes, epsilon)
     return [out, mean, scale][: node.num_outputs]
 
 
 def rms_norm(node: OnnxNode, x: Atom, gamma: Atom, axes: tuple[int, ...], epsilon: float) -> Atom:
     """x / sqrt(mean(x^2) + epsilon) * gamma, computed in float32."""
     assert isinstance(x.type, TensorType)
-    emit, wide = _Emit(node), computed_in_float32(node, x)
+    emit, wide = Emit(node), computed_in_float32(node, x)
     squares = emit("mean", emit("multiply", wide, wide), axis=axes, keepdims=True)
     scale = emit("rsqrt", emit("add", squares, float(epsilon)))
     normal = cast_to(node, emit("multiply", wide, scale), x.type.dtype)
@@ -308,15 +292,15 @@ def _import_rms_norm(node: OnnxNode) -> Atom:
 
 
 def _import_instance_norm(node: OnnxNode) -> Atom:
-    emit, rank = _Emit(node), node.type(0).rank
+    emit, rank = Emit(node), node.type(0).rank
     x = computed_in_float32(node, node.input(0))
-    centered, _, scale = emit.moments(x, tuple(range(2, rank)), node.attr("epsilon", 1e-5))
+    centered, _, scale = _moments(emit, x, tuple(range(2, rank)), node.attr("epsilon", 1e-5))
     return _affine(node, emit("multiply", centered, scale), rank)
 
 
 def _affine(node: OnnxNode, normal: Atom, rank: int) -> Atom:
     """`normal` scaled and shifted per channel by inputs 1 and 2, in the dtype of input 0."""
-    emit, column = _Emit(node), (node.type(1).shape[0],) + (1,) * (rank - 2)
+    emit, column = Emit(node), (node.type(1).shape[0],) + (1,) * (rank - 2)
     gamma, beta = (
         computed_in_float32(node, emit("reshape", node.input(i), newshape=column)) for i in (1, 2)
     )
@@ -325,18 +309,18 @@ def _affine(node: OnnxNode, normal: Atom, rank: int) -> Atom:
 
 
 def _import_group_norm(node: OnnxNode) -> Atom:
-    emit, type_, groups = _Emit(node), node.type(0), node.attr("num_groups")
+    emit, type_, groups = Emit(node), node.type(0), node.attr("num_groups")
     n, c, *spatial = type_.shape
     x = emit("reshape", node.input(0), newshape=(n, groups, c // groups, *spatial))
     axes = tuple(range(2, type_.rank + 1))
     wide = computed_in_float32(node, x)
-    centered, _, scale = emit.moments(wide, axes, node.attr("epsilon", 1e-5))
+    centered, _, scale = _moments(emit, wide, axes, node.attr("epsilon", 1e-5))
     normal = emit("reshape", emit("multiply", centered, scale), newshape=type_.shape)
     return _affine(node, normal, type_.rank)
 
 
 def _import_lp_norm(node: OnnxNode) -> Atom:
-    emit, x = _Emit(node), node.input(0)
+    emit, x = Emit(node), node.input(0)
     axis = (node.attr("axis", -1) % node.type(0).rank,)
     if node.attr("p", 2) == 1:
         length = emit("sum", emit("abs", x), axis=axis, keepdims=True)
@@ -350,7 +334,7 @@ def _import_lp_norm(node: OnnxNode) -> Atom:
 def _import_mvn(node: OnnxNode) -> Atom:
     rank = node.type(0).rank
     axes = tuple(a % rank for a in node.attr("axes", (0, 2, 3)))
-    emit = _Emit(node)
+    emit = Emit(node)
     mean = emit("mean", node.input(0), axis=axes, keepdims=True)
     centered = emit("subtract", node.input(0), mean)
     variance = emit("mean", emit("multiply", centered, centered), axis=axes, keepdims=True)

@@ -151,7 +151,7 @@ def _import_hardmax(node: OnnxNode) -> Atom:
     if not isinstance(size, int):
         raise node.unsupported("a symbolic axis", "fix the input shapes")
     call = node.builder.call
-    best = call("argmax", x, axis=(axis,), keepdims=True, select_last=False)
+    best = call("argmax", x, axis=axis, keepdims=True, select_last=False)
     positions = np.arange(size).reshape([size if a == axis else 1 for a in range(type_.rank)])
     return call("cast", call("equal", best, node.builder.const(positions)), dtype=type_.dtype)
 
