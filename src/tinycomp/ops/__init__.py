@@ -25,6 +25,7 @@ from . import (
     pool,
     quantize,
     reduce,
+    rnn,
     scatter,
     shape,
     softmax,
@@ -33,23 +34,8 @@ from . import (
 from .onnx_node import OnnxImport
 
 FAMILIES: tuple[ModuleType, ...] = (
-    *(unary,
-    binary,
-    reduce,
-    shape),
-    *(matmul,
-    conv,
-    conv_transpose,
-    pool,
-    softmax,
-    norm,
-    activation),
-    create,
-    index,
-    scatter,
-    layout,
-    control,
-    quantize,
+    *(unary, binary, reduce, shape, create, index, scatter, layout, control, quantize),
+    *(matmul, conv, conv_transpose, pool, softmax, norm, activation),
 )
 
 

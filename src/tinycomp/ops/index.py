@@ -1,0 +1,403 @@
+"""Reading at computed places: `take gather gather_nd reverse_sequence`, and `cumsum`, `topk`.
+
+Indices may be negative once; beyond that they are an error when the model runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import te
+from ..diagnostics import ExecutionError, TypeMismatch
+from ..dtype import DType
+from ..ir.expr import Expr, as_expr, call, cast, const, select
+from ..relay.nodes import Atom
+from ..relay.op import Attrs, Op, OpPattern, Sample
+from ..te.tensor import Tensor, compute, reduce_axis
+from ..types import TensorType, TupleType
+from .common import INTS, NUMBERS, normalize_axis, require_dtype, sample_array, tensors
+from .onnx_node import OnnxImport, OnnxNode
+
+
+@dataclass(frozen=True)
+class AxisAttrs(Attrs):
+    axis: int
+
+
+@dataclass(frozen=True)
+class GatherNdAttrs(Attrs):
+    batch_dims: int = 0
+
+
+@dataclass(frozen=True)
+class ReverseSequenceAttrs(Attrs):
+    seq_axis: int
+    batch_axis: int
+
+
+@dataclass(frozen=True)
+class CumsumAttrs(Attrs):
+    axis: int
+    exclusive: bool = False
+    reverse: bool = False
+
+
+@dataclass(frozen=True)
+class TopkAttrs(Attrs):
+    k: int
+    axis: int
+    largest: bool = True
+    sorted: bool = True
+
+
+def checked(index: Expr, extent: Any) -> Expr:
+    """`index` as int64 in [0, extent), negative ones counted from the end; checked at run time."""
+    return call("checked_index", cast(index, DType.INT64), as_expr(extent))
+
+
+def np_checked(indices: np.ndarray, extent: int, op: str) -> np.ndarray:
+    """The same for arrays."""
+    indices = indices.astype(np.int64)
+    if indices.size and (indices.min() < -extent or indices.max() >= extent):
+        raise ExecutionError(f"{op}: an index is out of range for an axis of size {extent}")
+    return np.where(indices < 0, indices + extent, indices)
+
+
+def _infer_take(attrs: AxisAttrs, types: Any) -> TensorType:
+    x, indices = tensors("take", types, 2)
+    require_dtype("take", 1, indices, INTS)
+    axis = normalize_axis("take", attrs.axis, x.rank)
+    return TensorType((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]), x.dtype)
+
+
+def _compute_take(attrs: AxisAttrs, inputs: Any, out: TensorType) -> list[Tensor]:
+    x, indices = inputs
+    axis = attrs.axis % x.ndim
+    end = axis + indices.ndim
+
+    def element(*i: Expr) -> Expr:
+        return x(*i[:axis], checked(indices(*i[axis:end]), x.shape[axis]), *i[end:])
+
+    return [compute(out.shape, element, name="take")]
+
+
+TAKE = Op(
+    "take",
+    OpPattern.INJECTIVE,
+    _infer_take,
+    _compute_take,
+    lambda attrs, arrays: np.take(
+        arrays[0], np_checked(arrays[1], arrays[0].shape[attrs.axis], "take"), attrs.axis
+    ),
+    AxisAttrs,
+    lambda: (
+        Sample((sample_array((4, 3)), np.array([[0, -1], [2, 2]])), AxisAttrs(0)),
+        Sample((sample_array((4, 3)), np.array(1, np.int32)), AxisAttrs(1)),
+    ),
+    doc="(data, indices): slices of data along an axis (ONNX Gather).",
+)
+
+
+def _infer_gather(attrs: AxisAttrs, types: Any) -> TensorType:
+    x, indices = tensors("gather", types, 2)
+    require_dtype("gather", 1, indices, INTS)
+    normalize_axis("gather", attrs.axis, x.rank)
+    if x.rank != indices.rank:
+        raise TypeMismatch(f"gather: data {x} and indices {indices} must have one rank")
+    return TensorType(indices.shape, x.dtype)
+
+
+def _compute_gather(attrs: AxisAttrs, inputs: Any, out: TensorType) -> list[Tensor]:
+    x, indices = inputs
+    axis = attrs.axis % x.ndim
+
+    def element(*i: Expr) -> Expr:
+        return x(*i[:axis], checked(indices(*i), x.shape[axis]), *i[axis + 1 :])
+
+    return [compute(out.shape, element, name="gather")]
+
+
+def _np_gather(attrs: AxisAttrs, arrays: Any) -> np.ndarray:
+    x, indices = arrays
+    axis = attrs.axis % x.ndim
+    where = list(np.indices(indices.shape, sparse=True))
+    where[axis] = np_checked(indices, x.shape[axis], "gather")
+    return x[tuple(where)]
+
+
+GATHER = Op(
+    "gather",
+    OpPattern.INJECTIVE,
+    _infer_gather,
+    _compute_gather,
+    _np_gather,
+    AxisAttrs,
+    lambda: (Sample((sample_array((4, 3)), np.array([[0, -1, 1], [2, 2, 0]])), AxisAttrs(0)),),
+    doc="(data, indices): one element per index along an axis (ONNX GatherElements).",
+)
+
+
+def _infer_gather_nd(attrs: GatherNdAttrs, types: Any) -> TensorType:
+    x, indices = tensors("gather_nd", types, 2)
+    require_dtype("gather_nd", 1, indices, INTS)
+    batch = attrs.batch_dims
+    depth = indices.shape[-1] if indices.rank else 0
+    if not isinstance(depth, int) or not 0 < depth <= x.rank - batch or indices.rank <= batch:
+        raise TypeMismatch(f"gather_nd: indices {indices} do not fit {x} with batch_dims={batch}")
+    if x.shape[:batch] != indices.shape[:batch]:
+        raise TypeMismatch(f"gather_nd: the first {batch} axes of {x} and {indices} must be equal")
+    return TensorType((*indices.shape[:-1], *x.shape[batch + depth :]), x.dtype)
+
+
+def _compute_gather_nd(attrs: GatherNdAttrs, inputs: Any, out: TensorType) -> list[Tensor]:
+    x, indices = inputs
+    batch, outer = attrs.batch_dims, indices.ndim - 1
+    depth = out.rank - outer
+    depth = x.ndim - batch - depth
+
+    def element(*i: Expr) -> Expr:
+        index = [checked(indices(*i[:outer], d), x.shape[batch + d]) for d in range(depth)]
+        return x(*i[:batch], *index, *i[outer:])
+
+    return [compute(out.shape, element, name="gather_nd")]
+
+
+def _np_gather_nd(attrs: GatherNdAttrs, arrays: Any) -> np.ndarray:
+    x, indices = arrays
+    batch = attrs.batch_dims
+    where: list[Any] = [
+        np.arange(n).reshape([-1 if d == b else 1 for d in range(indices.ndim - 1)])
+        for b, n in enumerate(x.shape[:batch])
+    ]
+    for d in range(indices.shape[-1]):
+        where.append(np_checked(indices[..., d], x.shape[batch + d], "gather_nd"))
+    return x[tuple(where)]
+
+
+GATHER_ND = Op(
+    "gather_nd",
+    OpPattern.INJECTIVE,
+    _infer_gather_nd,
+    _compute_gather_nd,
+    _np_gather_nd,
+    GatherNdAttrs,
+    lambda: (
+        Sample((sample_array((4, 3, 2)), np.array([[0, 1], [-1, 2]])), GatherNdAttrs()),
+        Sample((sample_array((2, 3, 4)), np.array([[[1]], [[2]]])), GatherNdAttrs(1)),
+        Sample((sample_array((2, 3)), np.array([[[0, 1]], [[1, 0]]])), GatherNdAttrs()),
+    ),
+    doc="(data, indices): the last axis of indices holds positions on several axes (ONNX GatherND).",
+)
+
+
+def _infer_reverse_sequence(attrs: ReverseSequenceAttrs, types: Any) -> TensorType:
+    x, lengths = tensors("reverse_sequence", types, 2)
+    require_dtype("reverse_sequence", 1, lengths, INTS)
+    if x.rank < 2 or lengths.shape != (x.shape[attrs.batch_axis],):
+        raise TypeMismatch(f"reverse_sequence: lengths {lengths} do not fit {x}")
+    return x
+
+
+def _compute_reverse_sequence(attrs: ReverseSequenceAttrs, inputs: Any, out: TensorType) -> Any:
+    x, lengths = inputs
+    seq, batch = attrs.seq_axis, attrs.batch_axis
+
+    def element(*i: Expr) -> Expr:
+        length = cast(lengths(i[batch]), DType.INT64)
+        at = checked(select(i[seq] < length, length - 1 - i[seq], i[seq]), x.shape[seq])
+        return x(*(at if d == seq else v for d, v in enumerate(i)))
+
+    return [compute(out.shape, element, name="reverse_sequence")]
+
+
+def _np_reverse_sequence(attrs: ReverseSequenceAttrs, arrays: Any) -> np.ndarray:
+    x, lengths = arrays
+    where = list(np.indices(x.shape, sparse=True))
+    seq = where[attrs.seq_axis]
+    length = lengths.astype(np.int64)[where[attrs.batch_axis]]
+    where[attrs.seq_axis] = np.where(seq < length, length - 1 - seq, seq)
+    return x[tuple(where)]
+
+
+REVERSE_SEQUENCE = Op(
+    "reverse_sequence",
+    OpPattern.INJECTIVE,
+    _infer_reverse_sequence,
+    _compute_reverse_sequence,
+    _np_reverse_sequence,
+    ReverseSequenceAttrs,
+    lambda: (
+        Sample((sample_array((4, 3)), np.array([4, 1, 2])), ReverseSequenceAttrs(0, 1)),
+        Sample((sample_array((2, 5, 2)), np.array([3, 5])), ReverseSequenceAttrs(1, 0)),
+    ),
+    doc="(data, lengths): the first lengths[b] elements of each sequence in reverse.",
+)
+
+
+def _infer_cumsum(attrs: CumsumAttrs, types: Any) -> TensorType:
+    (x,) = tensors("cumsum", types, 1)
+    require_dtype("cumsum", 0, x, NUMBERS)
+    normalize_axis("cumsum", attrs.axis, x.rank)
+    return x
+
+
+def _compute_cumsum(attrs: CumsumAttrs, inputs: Any, out: TensorType) -> list[Tensor]:
+    """Each element is its own sum: quadratic, but every element is independent."""
+    (x,) = inputs
+    axis = attrs.axis % x.ndim
+
+    def element(*i: Expr) -> Expr:
+        k = reduce_axis((0, x.shape[axis]), name="k")
+        low, high = (i[axis], k.var) if attrs.reverse else (k.var, i[axis])
+        where = low < high if attrs.exclusive else low <= high
+        return te.sum(x(*i[:axis], k.var, *i[axis + 1 :]), axis=k, where=where)
+
+    return [compute(out.shape, element, name="cumsum")]
+
+
+def _np_cumsum(attrs: CumsumAttrs, arrays: Any) -> np.ndarray:
+    (x,) = arrays
+    x = np.flip(x, attrs.axis) if attrs.reverse else x
+    total = np.cumsum(x, attrs.axis, dtype=x.dtype)
+    if attrs.exclusive:
+        total = np.roll(total, 1, attrs.axis)
+        np.moveaxis(total, attrs.axis, 0)[:1] = 0
+    return np.ascontiguousarray(np.flip(total, attrs.axis) if attrs.reverse else total)
+
+
+CUMSUM = Op(
+    "cumsum",
+    OpPattern.OPAQUE,
+    _infer_cumsum,
+    _compute_cumsum,
+    _np_cumsum,
+    CumsumAttrs,
+    lambda: (
+        Sample((sample_array((3, 5)),), CumsumAttrs(1)),
+        Sample((sample_array((3, 5)),), CumsumAttrs(0, True)),
+        Sample((sample_array((6,), DType.INT64),), CumsumAttrs(0, True, True)),
+    ),
+    doc="Running sums along an axis.",
+)
+
+
+def _infer_topk(attrs: TopkAttrs, types: Any) -> TupleType:
+    (x,) = tensors("topk", types, 1)
+    require_dtype("topk", 0, x, NUMBERS)
+    axis = normalize_axis("topk", attrs.axis, x.rank)
+    extent = x.shape[axis]
+    if isinstance(extent, int) and not 0 <= attrs.k <= extent:
+        raise TypeMismatch(f"topk: k={attrs.k} is more than axis {axis} of {x} has")
+    shape = (*x.shape[:axis], attrs.k, *x.shape[axis + 1 :])
+    return TupleType((TensorType(shape, x.dtype), TensorType(shape, DType.INT64)))
+
+
+def _compute_topk(attrs: TopkAttrs, inputs: Any, out: TupleType) -> list[Tensor]:
+    """By rank: the number of elements that precede an element is its place in the result."""
+    (x,) = inputs
+    axis = attrs.axis % x.ndim
+    shape = out.fields[0].shape  # type: ignore[union-attr]
+
+    def at(i: Any, index: Expr) -> Any:
+        return (*i[:axis], index, *i[axis + 1 :])
+
+    def rank(*i: Expr) -> Expr:
+        j = reduce_axis((0, x.shape[axis]), name="j")
+        mine, other = x(*i), x(*at(i, j.var))
+        better = other > mine if attrs.largest else other < mine
+        ahead = better | (other.equal(mine) & (j.var < i[axis]))
+        return te.sum(const(1), axis=j, where=ahead)
+
+    ranks = compute(x.shape, rank, name="topk_rank")
+
+    def index(*i: Expr) -> Expr:
+        j = reduce_axis((0, x.shape[axis]), name="j")
+        return te.sum(j.var, axis=j, where=ranks(*at(i, j.var)).equal(i[axis]))
+
+    indices = compute(shape, index, name="topk_index")
+    values = compute(
+        shape, lambda *i: x(*at(i, checked(indices(*i), x.shape[axis]))), name="topk_value"
+    )
+    return [values, indices]
+
+
+def _np_topk(attrs: TopkAttrs, arrays: Any) -> tuple[np.ndarray, np.ndarray]:
+    (x,) = arrays
+    if attrs.largest:  # a stable descending order: sort the reversed array, and reverse
+        last = x.shape[attrs.axis] - 1
+        order = last - np.argsort(np.flip(x, attrs.axis), attrs.axis, kind="stable")
+        order = np.flip(order, attrs.axis)
+    else:
+        order = np.argsort(x, attrs.axis, kind="stable")
+    order = np.ascontiguousarray(np.take(order, np.arange(attrs.k), attrs.axis)).astype(np.int64)
+    return np.take_along_axis(x, order, attrs.axis), order
+
+
+TOPK = Op(
+    "topk",
+    OpPattern.OPAQUE,
+    _infer_topk,
+    _compute_topk,
+    _np_topk,
+    TopkAttrs,
+    lambda: (
+        Sample((sample_array((3, 6)),), TopkAttrs(2, 1)),
+        Sample((sample_array((6, 2), DType.INT32),), TopkAttrs(4, 0, False)),
+        Sample((sample_array((9,), DType.INT32),), TopkAttrs(9, 0)),
+    ),
+    doc="The k largest or smallest elements, in order, and their indices; first come equal ones first.",
+)
+
+OPS: tuple[Op, ...] = (TAKE, GATHER, GATHER_ND, REVERSE_SEQUENCE, CUMSUM, TOPK)
+
+
+def _axis(node: OnnxNode, default: int = 0) -> int:
+    return normalize_axis(node.op_type, node.attr("axis", default), node.type(0).rank)
+
+
+def _import_gather(node: OnnxNode) -> Atom:
+    return node.builder.call("take", node.input(0), node.input(1), axis=_axis(node))
+
+
+def _import_gather_elements(node: OnnxNode) -> Atom:
+    return node.builder.call("gather", node.input(0), node.input(1), axis=_axis(node))
+
+
+def _import_gather_nd(node: OnnxNode) -> Atom:
+    batch = node.attr("batch_dims", 0)
+    return node.builder.call("gather_nd", node.input(0), node.input(1), batch_dims=batch)
+
+
+def _import_reverse_sequence(node: OnnxNode) -> Atom:
+    return node.builder.call(
+        "reverse_sequence", node.input(0), node.input(1),
+        seq_axis=node.attr("time_axis", 0), batch_axis=node.attr("batch_axis", 1),
+    )  # fmt: skip
+
+
+def _import_cumsum(node: OnnxNode) -> Atom:
+    axis = normalize_axis("CumSum", int(node.const(1).reshape(())), node.type(0).rank)
+    exclusive, reverse = bool(node.attr("exclusive", 0)), bool(node.attr("reverse", 0))
+    return node.builder.call(
+        "cumsum", node.input(0), axis=axis, exclusive=exclusive, reverse=reverse
+    )
+
+
+def _import_topk(node: OnnxNode) -> list[Atom]:
+    return node.builder.call_many(
+        "topk", node.input(0), k=int(node.const(1).reshape(())), axis=_axis(node, -1),
+        largest=bool(node.attr("largest", 1)), sorted=bool(node.attr("sorted", 1)),
+    )  # fmt: skip
+
+
+ONNX: dict[str, OnnxImport] = {
+    "Gather": _import_gather,
+    "GatherElements": _import_gather_elements,
+    "GatherND": _import_gather_nd,
+    "ReverseSequence": _import_reverse_sequence,
+    "CumSum": _import_cumsum,
+    "TopK": _import_topk,
+}
