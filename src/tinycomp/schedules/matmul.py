@@ -13,9 +13,10 @@ import math
 from dataclasses import dataclass
 
 from ..dtype import DType
-from ..ir.expr import as_int
+from ..ir.expr import Var, as_int
 from ..target import Target
 from ..te.tensor import ComputeOp
+from ..tir.schedule import Stage
 from .common import PARALLEL_GRAIN, Kernel, extent_of, inline_injective, work_of
 
 
@@ -84,40 +85,39 @@ def schedule_matmul(kernel: Kernel, product: ComputeOp) -> None:
     else:
         vector = ji
     stage.vectorize(vector)
-    threads = _spread(kernel, stage, [*batch, jo], io, product)
-    if threads is not None and work_of(product) >= PARALLEL_GRAIN:
+    threads, tile_loop = _spread(kernel, stage, [*batch, jo], io, product)
+    if work_of(product) >= PARALLEL_GRAIN:
         stage.parallel(threads)
     compute = schedule[accumulator]
-    compute.compute_at(stage, stage.axis(io.name))
+    compute.compute_at(stage, tile_loop)
     if out is not product:
         schedule.set_scope(accumulator, "local")
     _schedule_tile(compute, lanes)
 
 
-def _spread(kernel: Kernel, stage, outer, io, product: ComputeOp):
-    """The loop to run over threads: panels of columns, and blocks of rows where A is large.
+def _spread(
+    kernel: Kernel, stage: Stage, outer: list[Var], io: Var, product: ComputeOp
+) -> tuple[Var, Var]:
+    """The loop to run over threads, and the loop over tiles inside it.
 
-    A block of rows of A should stay in half of the L2 cache while panels of B pass by.
+    Threads share panels of columns, and blocks of rows where A is large: a block of rows of A
+    should stay in half of the L2 cache while panels of B pass by.
     """
     k = as_int(product.reduce_axis[0].extent)
-    mr, nr = product.attrs["tile"]
+    rows_in_cache = max(1, kernel.target.l2_bytes // 2 // (4 * k * product.attrs["tile"][0]))
     tiles = extent_of(stage, io)
-    panels = 1
-    for axis in outer:
-        panels *= extent_of(stage, axis)
-    rows_in_cache = max(1, kernel.target.l2_bytes // 2 // (4 * k * mr))
+    panels = math.prod(extent_of(stage, axis) for axis in outer)
     blocks = math.ceil(tiles / rows_in_cache)
     while blocks * panels < 8 and blocks * 2 <= tiles:
         blocks *= 2
     if blocks > 1:
-        per_block = math.ceil(tiles / blocks)
-        block, inner = stage.split(io, factor=per_block)
-        stage.reorder(block, *outer, inner)
-        return stage.fuse(block, *outer)
-    return stage.fuse(*outer) if outer else None
+        block, io = stage.split(io, factor=math.ceil(tiles / blocks))
+        stage.reorder(block, *outer, io)
+        outer = [block, *outer]
+    return stage.fuse(*outer), io
 
 
-def _schedule_tile(compute, lanes: int) -> None:
+def _schedule_tile(compute: Stage, lanes: int) -> None:
     """k outermost, then rows written out, then vectors of columns."""
     *_, i, j, k = compute.axes
     compute.reorder(k, i, j)

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 from ..dtype import DType
-from ..ir.expr import as_int
+from ..ir.expr import Var, as_int
 from ..target import Target
 from ..te.tensor import ComputeOp
 from ..tir.schedule import Stage
@@ -93,7 +93,7 @@ def schedule_conv(kernel: Kernel, conv: ComputeOp) -> None:
     stage.unroll(hi)
     stage.unroll(wi)
     _vectors(stage, oi, lanes)
-    threads = _spread(kernel, stage, n, oo, ho, conv)
+    threads = _spread(kernel, stage, (n, oo, ho), conv)
     if work_of(conv) >= PARALLEL_GRAIN:
         stage.parallel(threads)
     tile = schedule[accumulator]
@@ -118,14 +118,12 @@ def _vectors(stage: Stage, axis, lanes: int) -> None:
         stage.vectorize(axis)
 
 
-def _spread(kernel: Kernel, stage: Stage, n, oo, ho, conv: ComputeOp):
+def _spread(kernel: Kernel, stage: Stage, axes: tuple[Var, Var, Var], conv: ComputeOp) -> Var:
     """The loop for threads: blocks of rows whose input stays in half of L2, then channel panels."""
-    rows = extent_of(stage, ho)
-    panels = extent_of(stage, oo)
-    images = extent_of(stage, n)
-    source = conv.inputs[0]
-    _, height, width, channels = (as_int(d) for d in source.shape)
-    blocks = max(1, math.ceil(4 * height * width * channels / (kernel.target.l2_bytes // 2)))
+    n, oo, ho = axes
+    images, panels, rows = (extent_of(stage, a) for a in axes)
+    _, height, width, channels = (as_int(d) for d in conv.inputs[0].shape)
+    blocks = math.ceil(4 * height * width * channels / (kernel.target.l2_bytes // 2))
     blocks = min(blocks, rows)
     while blocks * panels * images < 8 and blocks * 2 <= rows:
         blocks *= 2

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..diagnostics import NO_SPAN, InternalError
-from ..ir.expr import TRUE, Expr, Load, Var, if_then_else, substitute
-from ..ir.node import Node, postorder, rewrite
+from ..ir.expr import TRUE, Expr, Load, Var, const, if_then_else, substitute
+from ..ir.node import Node, rewrite
 from ..te.tensor import (
     ComputeOp,
     ExternOp,
@@ -17,7 +18,7 @@ from ..te.tensor import (
     Tensor,
     topological,
 )
-from .nodes import Block, Buffer, For, PrimFunc, Seq, Stmt, Store
+from .nodes import Alloc, Block, Buffer, For, PrimFunc, Scope, Seq, Stmt, Store
 
 
 def create_func(
@@ -89,14 +90,15 @@ def compute_block(op: ComputeOp, targets: list[Buffer], buffers: dict[Tensor, Bu
     combiner = first.combiner
     old = {v: Load(b, indices, None) for v, b in zip(combiner.lhs, targets, strict=True)}
     new = {v: body_of(s) for v, s in zip(combiner.rhs, first.sources, strict=True)}
-    updates: list[Stmt] = []
-    for k in _store_order(combiner.lhs, combiner.results):
-        value = substitute(combiner.results[k], {**old, **new})
+    values: list[Expr] = []
+    for k, result in enumerate(combiner.results):
+        value = substitute(result, {**old, **new})
         if first.condition is not TRUE:
             value = if_then_else(body_of(first.condition), value, old[combiner.lhs[k]])
-        updates.append(Store(targets[k], indices, value, None, op.span))
+        values.append(value)
+    update = _simultaneous(targets, indices, values, op)
     init = [Store(b, indices, e) for b, e in zip(targets, combiner.identity, strict=True)]
-    return _block(op, targets[0].name, iter_vars, axes, _seq(updates), _seq(init))
+    return _block(op, targets[0].name, iter_vars, axes, update, _seq(init))
 
 
 def _block(
@@ -113,22 +115,22 @@ def _block(
     return Block(name, iter_vars, bindings, body, init, TRUE, annotations, op.span)
 
 
-def _store_order(lhs: Sequence[Var], results: Sequence[Expr]) -> list[int]:
-    """An order of the stores of a tuple reduction in which no result reads a value already
-    overwritten: result k that reads accumulator j is stored before j is."""
-    reads = [{v for v in postorder(r) if isinstance(v, Var)} for r in results]
-    remaining, order = list(range(len(results))), []
-    while remaining:
-        ready = [
-            k
-            for k in remaining
-            if not any(lhs[k] in reads[other] for other in remaining if other != k)
-        ]
-        if not ready:
-            raise InternalError("the results of a tuple reduction read each other in a cycle")
-        order.append(ready[0])
-        remaining.remove(ready[0])
-    return order
+def _simultaneous(
+    targets: list[Buffer], indices: tuple[Expr, ...], values: list[Expr], op: ComputeOp
+) -> Stmt:
+    """All targets take their new values at once: where a value reads an accumulator that an
+    earlier store would overwrite, the values go through scratch scalars first."""
+    stores = [Store(b, indices, v, None, op.span) for b, v in zip(targets, values, strict=True)]
+    if len(targets) == 1:
+        return stores[0]
+    scratch = [Buffer(f"{b.name}.new", (const(1),), b.dtype, Scope.LOCAL) for b in targets]
+    zero = (const(0),)
+    first: list[Stmt] = [Store(t, zero, v) for t, v in zip(scratch, values, strict=True)]
+    then = [replace(s, value=Load(t, zero, None)) for s, t in zip(stores, scratch, strict=True)]
+    body: Stmt = Seq((*first, *then))
+    for buffer in scratch:
+        body = Alloc(buffer, body)
+    return body
 
 
 def load_buffers(expr: Expr, buffers: dict[Tensor, Buffer]) -> Expr:
