@@ -253,3 +253,36 @@ def test_conv_transpose(case: Case) -> None:
 @pytest.mark.parametrize("case", ACTIVATION, ids=str)
 def test_activation(case: Case) -> None:
     check(case)
+
+
+def recurrent(op: str, gates: int, directions: int = 1, extra: int = 0, **attrs: Any) -> Case:
+    """A layer of T=4, B=2, I=3, H=5; `extra` initial states and, beyond those, peepholes."""
+    hidden, batch, length = 5, 2, 4
+    first = attrs.get("layout", 0)
+    x = f32(batch, length, 3) if first else f32(length, batch, 3)
+    weights = [f32(directions, gates * hidden, n) * 0.5 for n in (3, hidden)]
+    bias = f32(directions, 2 * gates * hidden) * 0.5
+    shape = (batch, directions, hidden) if first else (directions, batch, hidden)
+    states = [f32(*shape, seed=k) for k in range(extra)]
+    if op == "LSTM" and extra == 3:
+        states[2] = f32(directions, 3 * hidden)
+    inputs = [x, *weights, bias, *([np.full(batch, length, np.int32), *states] if extra else [])]
+    return Case(op, inputs, {"hidden_size": hidden, **attrs}, outputs=3 if op == "LSTM" else 2)
+
+
+RNN = [
+    recurrent("RNN", 1),
+    recurrent("RNN", 1, 2, direction="bidirectional", activations=["Relu", "LeakyRelu"]),
+    recurrent("GRU", 3),
+    recurrent("GRU", 3, extra=1, linear_before_reset=1, direction="reverse"),
+    recurrent("GRU", 3, 2, direction="bidirectional", clip=0.5),
+    recurrent("LSTM", 4),
+    recurrent("LSTM", 4, 2, extra=2, direction="bidirectional"),
+    recurrent("LSTM", 4, extra=3),
+    recurrent("LSTM", 4, activations=["HardSigmoid", "Tanh", "Softsign"], activation_alpha=[0.3]),
+]
+
+
+@pytest.mark.parametrize("case", RNN, ids=str)
+def test_recurrent(case: Case) -> None:
+    check(case)

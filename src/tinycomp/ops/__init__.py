@@ -35,7 +35,7 @@ from .onnx_node import OnnxImport
 
 FAMILIES: tuple[ModuleType, ...] = (
     *(unary, binary, reduce, shape, create, index, scatter, layout, control, quantize),
-    *(matmul, conv, conv_transpose, pool, softmax, norm, activation),
+    *(matmul, conv, conv_transpose, pool, softmax, norm, activation, rnn),
 )
 
 
