@@ -331,13 +331,32 @@ class Analyzer:
         """An upper bound of the form, also through the symbolic limits of variables."""
         best = form.hi
         for _ in range(_MAX_NESTING if self._limit else 0):
-            t = next((t for t, k in form.terms.items() if k > 0 and t in self._limit), None)
-            if t is None:
+            raised = self._raise_to_limit(form)
+            if raised is None:
                 break
-            rest = self._make({u: n for u, n in form.terms.items() if u is not t}, form.const)
-            form = self._combine(rest, self._limit[t], form.terms[t])  # type: ignore[index]
+            form = raised
             best = min(best, form.hi)
         return best
+
+    def _raise_to_limit(self, form: Linear) -> Linear | None:
+        """A larger form, with one variable replaced by its symbolic limit, if there is one."""
+        for t, k in form.terms.items():
+            if k < 0:
+                continue
+            larger = self._limit.get(t)  # type: ignore[call-overload]
+            factors = _factors(t)
+            for p, q in (factors, factors[::-1]) if len(factors) == 2 else ():
+                if larger is not None or self._range[q][0] < 0:
+                    continue
+                limit, high = self._limit.get(p), self._range[p][1]  # type: ignore[call-overload]
+                if limit is not None:
+                    larger = self._product(limit, self._linear(q))
+                elif high < INF and q in form.terms:
+                    larger = self._scale(self._linear(q), int(high))
+            if larger is not None:
+                rest = {u: n for u, n in form.terms.items() if u is not t}
+                return self._combine(self._make(rest, form.const), larger, k)
+        return None
 
     # -- operators on linear forms -----------------------------------------------------------
 
@@ -354,6 +373,9 @@ class Analyzer:
             return self._scale(b, a.const)
         if (len(a.terms) + 1) * (len(b.terms) + 1) > _MAX_PRODUCT_TERMS:
             return Binary(BinaryOp.MUL, self._expr(a), self._expr(b))
+        return self._product(a, b)
+
+    def _product(self, a: Linear, b: Linear) -> Linear:
         total = self._combine(self._scale(a, b.const), self._scale(b, a.const))
         terms, constant = dict(total.terms), total.const - a.const * b.const
         for p, m in a.terms.items():
