@@ -25,6 +25,7 @@ from .runtime.arrays import aligned_empty
 from .runtime.artifact import Artifact, KernelInfo, Manifest, ValueSpec
 from .runtime.cache import Cache, content_key, source_digest, touch
 from .runtime.module import Module
+from .runtime.native import POOL_OBJECT
 from .target import Target, default_num_threads
 
 if TYPE_CHECKING:
@@ -193,17 +194,22 @@ def assemble(
 
     from .codegen.entry import emit_entry
     from .codegen.llvm import compile_kernels
+    from .codegen.threadpool import emit_threadpool
     from .levels import kernels_text
     from .relay.constant_pool import ConstantPool
     from .relay.passes.plan_memory import plan_memory
 
     pool = ConstantPool()
     plan = plan_memory(module.main, lambda b: kernels[_key(b)].planned(options.num_threads), pool)
-    entry = compile_kernels([emit_entry(plan, options.target)], options.target, opt=1)
+    target = options.target
+    runtime = {
+        "entry": compile_kernels([emit_entry(plan, target)], target, opt=1),
+        POOL_OBJECT: compile_kernels([emit_threadpool(target)], target, opt=2),
+    }
     constants = aligned_empty((pool.nbytes,), np.dtype(np.uint8))
     pool.write_into(constants)
     manifest = Manifest(
-        target=options.target,
+        target=target,
         inputs=_specs(module.input_names, plan.inputs, "input"),
         outputs=_specs(module.output_names, plan.outputs, "output"),
         kernels=_kernel_infos(plan, module.main, kernels),
@@ -217,7 +223,7 @@ def assemble(
     )
     objects = {k.name: k.object_code for k in kernels.values()}
     texts = {"relay": str(module), "kernels": kernels_text(module.main)}
-    return Artifact(manifest, {"entry": entry, **objects}, constants, texts)
+    return Artifact(manifest, {**runtime, **objects}, constants, texts)
 
 
 def parameter_count(module: IRModule) -> int:

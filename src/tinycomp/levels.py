@@ -12,14 +12,16 @@ from .codegen.llvm import assembly
 from .diagnostics import TinycompError
 from .kernels import kernel_name, lower_kernel, primitive_functions
 from .ops import default_ops
-from .relay.nodes import Function, IRModule
-from .relay.parser import parse_module
+from .relay.nodes import Function
+from .relay.parser import parse_function
 from .runtime.artifact import Artifact
 from .runtime.cache import source_digest
 from .schedules import build_kernel
 from .schedules.to_te import to_te
 from .target import Target
 from .te.tensor import ComputeOp, topological
+
+_SEPARATOR = "\n\n"
 
 
 def render(artifact: Artifact, level: str) -> str:
@@ -30,19 +32,18 @@ def render(artifact: Artifact, level: str) -> str:
     """
     if artifact.manifest.generator != source_digest():
         raise TinycompError(
-            f"this artifact was made by another version of tinycomp ({artifact.manifest.tinycomp}), "
-            f"whose {level} cannot be shown",
+            f"another version of tinycomp ({artifact.manifest.tinycomp}) made this artifact, "
+            f"its {level} cannot be shown",
             hint="compile the model again to see it",
         )
-    module = parse_module(artifact.texts["kernels"], default_ops())
-    one, target = _RENDERERS[level], artifact.manifest.target
-    return "\n\n".join(one(function, target) for function in module.functions.values())
+    one, target, ops = _RENDERERS[level], artifact.manifest.target, default_ops()
+    texts = artifact.texts["kernels"].split(_SEPARATOR)
+    return "\n\n".join(one(parse_function(text, ops), target) for text in texts if text)
 
 
 def kernels_text(main: Function) -> str:
-    """The primitive functions of a fused function as a module of their own, to store."""
-    functions = primitive_functions(main).values()
-    return str(IRModule({kernel_name(f): f for f in functions}))
+    """The distinct primitive functions of a fused function, to store."""
+    return _SEPARATOR.join(map(str, primitive_functions(main).values()))
 
 
 def _te(function: Function, target: Target) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +13,8 @@ import numpy as np
 from ..diagnostics import InputError
 from .artifact import ALIGNMENT, ValueSpec
 
+_Byte = ctypes.c_char
+
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """A new array whose first element lies at a multiple of 64 bytes.
@@ -18,11 +22,15 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     >>> aligned_empty((3, 5), np.dtype("float32")).ctypes.data % 64
     0
     """
-    count = 1
-    for extent in shape:
-        count *= extent
-    raw = np.empty(count * dtype.itemsize + ALIGNMENT, np.uint8)
-    return np.ndarray(shape, dtype, raw, -address(raw) % ALIGNMENT)
+    return allocate(shape, dtype, math.prod(shape) * dtype.itemsize)[0]
+
+
+def allocate(shape: tuple[int, ...], dtype: np.dtype, nbytes: int) -> tuple[np.ndarray, int]:
+    """What `aligned_empty` gives, and its address; for callers that know its `nbytes`."""
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = ctypes.addressof(_Byte.from_buffer(raw))  # twice as fast as the array interface
+    offset = -start % ALIGNMENT
+    return np.ndarray(shape, dtype, raw, offset), start + offset
 
 
 def address(array: np.ndarray) -> int:

@@ -229,20 +229,24 @@ def _damaged(path: Path, part: str) -> ArtifactError:
     )
 
 
-def _check_host(path: Path, manifest: Manifest) -> None:
-    """Refuse object code for another architecture or with features this CPU lacks."""
-    target, host = manifest.target, Target.host()
-    hint = 'compile it again on this machine, or with a --target "llvm -mcpu=..." that it supports'
+def foreign_reason(target: Target) -> str:
+    """Why this machine cannot run code for `target`; empty if it can."""
+    host = Target.host()
     if target.triple.partition("-")[0] != host.triple.partition("-")[0]:
-        raise ArtifactError(
-            f"{path} is compiled for {target.triple}, this machine is {host.triple}", hint=hint
-        )
+        return f"{target.triple}, but this machine is {host.triple}"
     missing = sorted(required_features(target) - required_features(host))
     if missing:
+        names = ", ".join(missing)
+        return f"the CPU {target.cpu} with {names}, which this CPU ({host.cpu}) lacks"
+    return ""
+
+
+def _check_host(path: Path, manifest: Manifest) -> None:
+    reason = foreign_reason(manifest.target)
+    if reason:
         raise ArtifactError(
-            f"{path} is compiled for the CPU {target.cpu} and needs {', '.join(missing)}, "
-            f"which this CPU ({host.cpu}) lacks",
-            hint=hint,
+            f"{path} is compiled for {reason}",
+            hint='compile it on this machine, or with a --target "llvm -mcpu=..." it supports',
         )
 
 

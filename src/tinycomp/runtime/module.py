@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from ..config import Config
-from ..diagnostics import ExecutionError, Span, TinycompError
+from ..diagnostics import ArtifactError, ExecutionError, Span, TinycompError
 from ..target import default_num_threads
-from .arrays import address, aligned_empty, bind_arguments, check_input, check_names
-from .artifact import Artifact, Manifest, ValueSpec
+from .arrays import address, aligned_empty, allocate, bind_arguments, check_input, check_names
+from .artifact import Artifact, Manifest, ValueSpec, foreign_reason
 from .native import NativeModel
 from .profiler import Profile, make_profile
 
@@ -46,18 +47,17 @@ class Module:
         num_threads: int | None = None,
     ) -> None:
         self._artifact = artifact
-        self.num_threads = (
-            num_threads or Config.from_environment().num_threads or default_num_threads()
-        )
-        if self.num_threads < 1:
-            raise TinycompError(f"num_threads must be at least 1, not {self.num_threads}")
-        self._native = NativeModel(artifact, self.num_threads)
+        self.num_threads = _choose_threads(num_threads, artifact.manifest.max_threads)
+        self._native: NativeModel | None = None
+        if not foreign_reason(artifact.manifest.target):
+            self._native = NativeModel(artifact, self.num_threads)
         self._idle: deque[_Frame] = deque()
         self._inputs = [
             (spec.name, spec.shape, spec.dtype.numpy, spec) for spec in artifact.manifest.inputs
         ]
         self._outputs = [
-            (spec.name, _static(spec), spec.dtype.numpy) for spec in artifact.manifest.outputs
+            (spec.name, _static(spec), spec.dtype.numpy, _nbytes(spec))
+            for spec in artifact.manifest.outputs
         ]
 
     @property
@@ -118,13 +118,21 @@ class Module:
             ):
                 value = check_input(value, spec)
             arrays.append(value)
-        results = {name: aligned_empty(shape, dtype) for name, shape, dtype in self._outputs}
+        if self._native is None:
+            raise ArtifactError(
+                f"this module is compiled for {foreign_reason(self.manifest.target)}",
+                hint="save it and run it on such a machine",
+            )
+        results, targets = {}, []
+        for name, shape, dtype, nbytes in self._outputs:
+            results[name], target = allocate(shape, dtype, nbytes)
+            targets.append(target)
         try:
             frame = self._idle.pop()
         except IndexError:
             frame = _Frame(self._native, self.manifest)
         frame.inputs[:] = [address(a) for a in arrays]
-        frame.outputs[:] = [address(a) for a in results.values()]
+        frame.outputs[:] = targets
         status = frame.run(stamps)
         self._idle.append(frame)
         if status:
@@ -192,7 +200,28 @@ class _Frame:
         )
 
     def run(self, stamps: np.ndarray | None) -> int:
-        return self.native.entry(*self._arguments, 0 if stamps is None else address(stamps))
+        status = self.native.entry(*self._arguments, 0 if stamps is None else address(stamps))
+        if status:
+            self.state.error = 0
+        return status
+
+
+def _nbytes(spec: ValueSpec) -> int:
+    return math.prod(_static(spec)) * spec.dtype.itemsize
+
+
+def _choose_threads(wanted: int | None, planned: int) -> int:
+    """The threads of a module whose memory was planned for `planned`."""
+    if wanted is None:
+        wanted = min(Config.from_environment().num_threads or default_num_threads(), planned)
+    if wanted < 1:
+        raise TinycompError(f"num_threads must be at least 1, not {wanted}")
+    if wanted > planned:
+        raise TinycompError(
+            f"this artifact was compiled for up to {planned} threads, not {wanted}",
+            hint=f"compile it again with num_threads={wanted} (--threads {wanted})",
+        )
+    return wanted
 
 
 def _static(spec: ValueSpec) -> tuple[int, ...]:
