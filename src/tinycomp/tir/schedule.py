@@ -46,9 +46,7 @@ class Schedule:
         self.steps: list[tuple[str, str, tuple[Any, ...]]] = []
         self._buffers: dict[Tensor | CachedTensor, Buffer] = dict(buffers)
         self._blocks: dict[Tensor | CachedTensor, str] = {
-            t: buffers[t.op.output(0)].name
-            for t in buffers
-            if not isinstance(t.op, PlaceholderOp)
+            t: buffers[t.op.output(0)].name for t in buffers if not isinstance(t.op, PlaceholderOp)
         }
 
     def __getitem__(self, tensor: Tensor | CachedTensor | str) -> Stage:

@@ -11,12 +11,12 @@ from ...te.tensor import IterVar
 from ..nodes import Block, Buffer, For, PrimFunc, Scope, Seq, Stmt, Store
 from ..tree import (
     block_of,
+    blocks_in,
     map_buffers,
     path_to,
     read_buffers,
     replace_at,
     replace_stmt,
-    blocks_in,
     written_buffers,
 )
 from .compute_at import own_nest

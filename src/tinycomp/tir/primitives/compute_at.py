@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...diagnostics import ScheduleError
-from ...ir.expr import Expr, Load, Var, binary, BinaryOp, call, const, substitute
+from ...ir.expr import BinaryOp, Expr, Load, Var, binary, call, const, substitute
 from ...te.simplify import Analyzer
 from ...te.tensor import IterKind
 from ..nodes import Block, Buffer, For, PrimFunc, Seq, Stmt

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...diagnostics import ScheduleError
-from ...ir.expr import TRUE, Binary, Expr, Load, Var, const, substitute, variables
+from ...ir.expr import TRUE, Binary, Expr, Load, Var, substitute, variables
 from ...ir.node import Node, rewrite
 from ...te.tensor import IterKind, IterVar
-from ..nodes import Block, Buffer, For, PrimFunc, Seq, Stmt, Store
+from ..nodes import Block, Buffer, For, ForKind, PrimFunc, Seq, Stmt, Store
 from ..tree import block_of, loop_of, loops_above, replace_stmt
 from .common import axis_kinds
 from .compute_at import own_nest
@@ -40,11 +40,10 @@ def rfactor(func: PrimFunc, block_name: str, axis: Var) -> tuple[PrimFunc, str, 
     nest = own_nest(func, block)
     loops = [l for l in loops_above(func, block) if l in _nested(nest)]
     factored = next(l for l in loops if l.var is axis)
-    partial = Buffer(
-        f"{update.buffer.name}.rf", (factored.extent, *update.buffer.shape), update.buffer.dtype
-    )
+    result = update.buffer
+    partial = Buffer(f"{result.name}.rf", (*result.shape, factored.extent), result.dtype)
     first = _partial_nest(block, loops, factored, partial)
-    second = _final_nest(block, factored, partial)
+    second = _final_nest(block, loops, factored, partial)
     func = replace_stmt(func, nest, Seq((first, second)))
     return replace(func, allocs=(*func.allocs, partial)), partial.name, partial
 
@@ -106,31 +105,45 @@ def _retarget(stmt: Stmt, partial: Buffer, own: Var, values: dict[Var, Expr]) ->
 
     def step(node: Node) -> Node:
         if isinstance(node, Load) and node.source is old:
-            return Load(partial, (own, *node.indices), None)
+            return Load(partial, (*node.indices, own), None)
         return node
 
     value = rewrite(substitute(stmt.value, values), step)
-    return Store(partial, (own, *stmt.indices), value, None, stmt.span)
+    return Store(partial, (*stmt.indices, own), value, None, stmt.span)
 
 
-def _final_nest(block: Block, factored: For, partial: Buffer) -> Stmt:
-    """The original result as a reduction over the partial results."""
+def _final_nest(block: Block, loops: list[For], factored: For, partial: Buffer) -> Stmt:
+    """The original result as a reduction over the partial results, in the same spatial loops."""
     update = block.body
     assert isinstance(update, Store)
     own = Var(factored.var.name)
-    spatial = [v for v in block.iter_vars if v.kind is IterKind.SPATIAL]
+    spatial = [
+        (v, b)
+        for v, b in zip(block.iter_vars, block.bindings, strict=True)
+        if v.kind is IterKind.SPATIAL
+    ]
+    used = {v for _, binding in spatial for v in variables(binding)}
+    outer = [replace(l, var=Var(l.var.name)) for l in loops if l.var in used]
+    renamed = {
+        l.var: n.var for l, n in zip((l for l in loops if l.var in used), outer, strict=True)
+    }
+    last = Var(f"{factored.var.name}.final")
     axis = IterVar(own, factored.min, factored.extent, IterKind.REDUCE)
     previous = Load(update.buffer, update.indices, None)
-    value = _combine(update, previous, Load(partial, (own, *update.indices), None))
-    loops = [Var(v.name) for v in spatial] + [Var(f"{factored.var.name}.final")]
-    new = Block(
-        block.name, (*spatial, axis), tuple(loops),
-        Store(update.buffer, update.indices, value, None, update.span), block.init, TRUE,
-        block.annotations, block.span,
-    )  # fmt: skip
-    stmt: Stmt = new
-    for var, iter_var in zip(reversed(loops), reversed(new.iter_vars), strict=True):
-        stmt = For(var, iter_var.min if iter_var is axis else const(0), iter_var.extent, stmt)
+    value = _combine(update, previous, Load(partial, (*update.indices, own), None))
+    stmt: Stmt = Block(
+        block.name,
+        (*(v for v, _ in spatial), axis),
+        (*(substitute(b, renamed) for _, b in spatial), last),
+        Store(update.buffer, update.indices, value, None, update.span),
+        block.init,
+        TRUE,
+        block.annotations,
+        block.span,
+    )
+    stmt = For(last, factored.min, factored.extent, stmt)
+    for loop in reversed(outer):
+        stmt = replace(loop, body=stmt, kind=ForKind.SERIAL)
     return stmt
 
 
