@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..dtype import DType
-from ..ir.expr import BinaryOp, Expr, binary, call, select
+from ..ir.expr import BinaryOp, Expr, binary, call, const, select
 from ..relay.nodes import Atom
 from ..relay.op import Attrs, Op, OpPattern, Sample
 from ..te.tensor import compute
@@ -84,12 +84,22 @@ def _np_fmod(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _np_shift(left: bool, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Shifts by a negative amount or the width and more leave no bit, or copies of the sign."""
     bits = a.dtype.itemsize * 8
+    if not left and a.dtype.kind == "i":
+        return np.right_shift(a, np.where((b >= 0) & (b < bits), b, bits - 1).astype(a.dtype))
     valid = (b >= 0) & (b < bits)
     by = np.where(valid, b, 0).astype(a.dtype)
     return np.where(valid, np.left_shift(a, by) if left else np.right_shift(a, by), 0).astype(
         a.dtype
     )
+
+
+def _right_shift(a: Expr, b: Expr) -> Expr:
+    if a.dtype.is_unsigned:
+        return binary(BinaryOp.SHR, a, b)
+    last = const(a.dtype.bits - 1, a.dtype)
+    return binary(BinaryOp.SHR, a, select((b < 0) | (b > last), last, b))
 
 
 def _power(a: Expr, b: Expr) -> Expr:
@@ -131,7 +141,7 @@ BINARY = (
     BinaryRow("bitwise_or", np.bitwise_or, _te(BinaryOp.BIT_OR), INTS),
     BinaryRow("bitwise_xor", np.bitwise_xor, _te(BinaryOp.BIT_XOR), INTS),
     BinaryRow("left_shift", partial(_np_shift, True), _te(BinaryOp.SHL), INTS, positive=True),
-    BinaryRow("right_shift", partial(_np_shift, False), _te(BinaryOp.SHR), INTS, positive=True),
+    BinaryRow("right_shift", partial(_np_shift, False), _right_shift, INTS, positive=True),
 )
 
 
