@@ -6,8 +6,10 @@ from ..target import Target
 from .nodes import PrimFunc
 from .passes.compact_buffers import compact_buffers
 from .passes.hoist_ifs import hoist_ifs
+from .passes.loop_partition import loop_partition
 from .passes.lower_blocks import lower_blocks
 from .passes.simplify import simplify
+from .passes.trim_loops import trim_loops
 from .passes.unroll import unroll
 from .passes.vectorize import vectorize
 
@@ -21,7 +23,10 @@ def lower(func: PrimFunc, target: Target) -> PrimFunc:
     func = lower_blocks(func)
     func = compact_buffers(func)
     func = simplify(func)
+    func = loop_partition(func)
+    func = simplify(func)
     func = hoist_ifs(func)
+    func = trim_loops(func)
     func = vectorize(func, target)
     func = unroll(func)
     return simplify(func)

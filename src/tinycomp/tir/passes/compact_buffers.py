@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...ir.expr import Expr, Load, Var, const
+from ...ir.expr import Expr, IntImm, Load, Var, const
 from ...ir.fold import refold
 from ...ir.node import fold, postorder
 from ...te.simplify import Analyzer
 from ..nodes import Alloc, Buffer, For, PrimFunc, Scope, Stmt, Store
-from ..region import Interval, region
+from ..region import Interval, interval, union
 from .lower_blocks import CARRIES
 from .visit import Visit, drive, rebuild_stmt, uses
 
@@ -50,7 +51,7 @@ def compact_buffers(func: PrimFunc) -> PrimFunc:
     allow, shrunk to the region that one run of the Alloc touches.
 
     A buffer that a loop carries from one iteration to the next stays outside that loop. Guards
-    are not used to shrink: a partial tile keeps the size of a full one, up to the whole buffer.
+    are not used to shrink: a partial tile keeps the size of a full one.
     """
     analyzer = Analyzer()
     found = _collect(func, analyzer)
@@ -112,12 +113,35 @@ def _shrink(
     }
     if any(uses([low, high], inner) for low, high in inner.values()):
         return whole
-    touched = region(uses_.accesses, buffer.shape, inner, analyzer)
-    lows = [
-        (const(0), size) if uses([low, extent], inner) else (low, extent)
-        for (low, extent), size in zip(touched, buffer.shape, strict=True)
+    spans = [
+        _span([i[d] for i in uses_.accesses], size, inner, analyzer)
+        for d, size in enumerate(buffer.shape)
     ]
-    return replace(buffer, shape=tuple(e for _, e in lows)), [low for low, _ in lows]
+    return replace(buffer, shape=tuple(e for _, e in spans)), [low for low, _ in spans]
+
+
+def _span(
+    indices: list[Expr], size: Expr, inner: Mapping[Var, Interval], analyzer: Analyzer
+) -> tuple[Expr, Expr]:
+    """The first index and the number of indices that cover all accesses of one dimension.
+
+    That may be more than its size: a tile that reaches past the end computes values nobody uses.
+    """
+    bounds: Interval | None = None
+    for index in dict.fromkeys(indices):
+        found = interval(index, inner, analyzer)
+        if found is None:
+            bounds = None
+            break
+        bounds = found if bounds is None else union(bounds, found, analyzer)
+    if bounds is not None:
+        low, extent = bounds[0], analyzer.simplify(bounds[1] - bounds[0] + 1)
+        if isinstance(extent, IntImm) and not uses(low, inner):
+            return low, extent
+    last = [analyzer.bounds(index)[1] for index in indices]
+    if isinstance(size, IntImm) and all(x is not None for x in last):
+        size = const(max(size.value, *(x + 1 for x in last if x is not None)))
+    return const(0), size
 
 
 def _apply(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...ir.expr import TRUE, Expr, IntImm, all_of
+from ...ir.expr import TRUE, Broadcast, Expr, IntImm, Load, all_of, const
 from ...te.simplify import Analyzer
-from ..nodes import For, If, PrimFunc, Stmt
-from .visit import NOTHING, Visit, conjuncts, drive, make_if, rebuild_stmt, substituter
+from ..nodes import For, If, PrimFunc, Stmt, Store
+from .visit import NOTHING, Visit, conjuncts, drive, make_if, rebuild_stmt, rewriter, substituter
 
 
 def simplify(func: PrimFunc) -> PrimFunc:
@@ -16,9 +16,10 @@ def simplify(func: PrimFunc) -> PrimFunc:
     analyzer = Analyzer()
     values: dict[Any, Expr] = {}  # of the variables of loops with one iteration
     substitute = substituter(values)
+    unmask = rewriter(_unmasked)
 
     def simple(expr: Any, facts: dict[Expr, Expr]) -> Any:
-        result = analyzer.simplify(substitute(expr) if values else expr)
+        result = unmask(analyzer.simplify(substitute(expr) if values else expr))
         return analyzer.simplify(substituter(facts)(result)) if facts else result
 
     def visit(stmt: Stmt, facts: dict[Expr, Expr]) -> Visit[Stmt]:
@@ -41,7 +42,7 @@ def simplify(func: PrimFunc) -> PrimFunc:
                 children.append((yield visit(child, facts)))
             else:
                 children.append(simple(child, facts))
-        return rebuild_stmt(stmt, children)
+        return _unmasked(rebuild_stmt(stmt, children))
 
     def loop(stmt: For, facts: dict[Expr, Expr]) -> Visit[Stmt]:
         low, extent = simple(stmt.min, facts), simple(stmt.extent, facts)
@@ -56,3 +57,18 @@ def simplify(func: PrimFunc) -> PrimFunc:
 
     body = drive(visit(func.body, {}))
     return func if body is func.body else replace(func, body=body)
+
+
+def _unmasked(node: Any) -> Any:
+    """A load or store without a predicate that is the same in all lanes."""
+    if not isinstance(node, Load | Store) or node.predicate is None:
+        return node
+    mask = node.predicate.value if isinstance(node.predicate, Broadcast) else node.predicate
+    if not isinstance(mask, IntImm):
+        return node
+    if isinstance(node, Store):
+        return replace(node, predicate=None) if mask.value else NOTHING
+    if mask.value:
+        return Load(node.source, node.indices, None)
+    zero = const(0, node.dtype)
+    return Broadcast(zero, node.lanes) if node.lanes > 1 else zero

@@ -39,11 +39,30 @@ def drive(visit: Visit[R]) -> R:
 
 
 def seq(stmts: Iterable[Stmt]) -> Stmt:
-    """The statements one after the other, nested sequences merged."""
+    """The statements one after the other; nested sequences and Ifs of one condition are merged."""
     flat: list[Stmt] = []
-    for stmt in stmts:
-        flat.extend(stmt.stmts if isinstance(stmt, Seq) else (stmt,))
+    for group in stmts:
+        for stmt in group.stmts if isinstance(group, Seq) else (group,):
+            if flat and _same_condition(flat[-1], stmt):
+                stmt = _merged(flat.pop(), stmt)
+            flat.append(stmt)
     return flat[0] if len(flat) == 1 else Seq(tuple(flat))
+
+
+def _same_condition(a: Stmt, b: Stmt) -> bool:
+    return (
+        isinstance(a, If)
+        and isinstance(b, If)
+        and a.condition is b.condition
+        and a.otherwise is None
+        and b.otherwise is None
+        and not reads_memory(a.condition)
+    )
+
+
+def _merged(a: Any, b: Any) -> Stmt:
+    first, second = (s.then.stmts if isinstance(s.then, Seq) else (s.then,) for s in (a, b))
+    return If(a.condition, Seq((*first, *second)))
 
 
 def is_nothing(stmt: Stmt) -> bool:

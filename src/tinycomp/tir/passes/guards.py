@@ -1,0 +1,125 @@
+"""Affine guards: the comparisons in a loop's body, and for which iterations they are decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ...ir.expr import Binary, BinaryOp, Call, Expr, IntImm, Select, Var
+from ...ir.node import postorder
+from ...te.simplify import Analyzer
+from ..nodes import For, If, Stmt
+
+
+@dataclass(frozen=True)
+class Guard:
+    """`coefficient * var + rest + [low, high] >= 0`, where [low, high] are the values that the
+    loops inside contribute, and `rest` is fixed outside (None if there is nothing)."""
+
+    condition: Expr
+    coefficient: int
+    low: int
+    high: int
+    rest: Expr | None
+
+    def boundaries(self) -> tuple[int, int]:
+        """The iterations at which the condition starts or ends to hold, and to fail; `rest` must
+        be absent. Between the two it depends on the loops inside."""
+        c, low, high = self.coefficient, self.low, self.high
+        if c > 0:  # holds from -low / c on, fails before
+            return -(low // c), (-1 - high) // c + 1
+        return low // -c + 1, -((-1 - high) // -c)  # holds up to low / -c, fails after
+
+    def decided(self, first: int, last: int) -> bool | None:
+        """The condition's value if the same for all iterations first..last, else None."""
+        ends = self.coefficient * first, self.coefficient * last
+        if min(ends) + self.low >= 0:
+            return True
+        return False if max(ends) + self.high < 0 else None
+
+    def always(self, var: Var) -> Expr:
+        """A condition on `var` under which the guard holds whatever the loops inside do."""
+        total = var * self.coefficient + self.low
+        return (total if self.rest is None else total + self.rest) >= 0
+
+
+def comparisons(body: Stmt) -> list[Expr]:
+    """The integer comparisons that conditions in `body` consist of, each once."""
+    conditions: list[Expr] = []
+    for node in postorder(body):
+        if isinstance(node, If | Select):
+            conditions.append(node.condition)
+        elif isinstance(node, Call) and node.name == "if_then_else":
+            conditions.append(node.args[0])
+    found: dict[Expr, None] = {}
+    while conditions:
+        node = conditions.pop()
+        if isinstance(node, Binary) and node.op in (BinaryOp.AND, BinaryOp.OR):
+            conditions += [node.a, node.b]
+        elif isinstance(node, Call) and node.name in ("likely", "not"):
+            conditions.append(node.args[0])
+        elif is_comparison(node):
+            found[node] = None
+    return list(found)
+
+
+def is_comparison(node: Expr) -> bool:
+    """Whether this is `<` or `<=` of scalar integers."""
+    if not isinstance(node, Binary) or node.op not in (BinaryOp.LT, BinaryOp.LE):
+        return False
+    return node.a.dtype.is_int and node.lanes == 1
+
+
+def linear_terms(expr: Expr) -> tuple[dict[Expr, int], int]:
+    """A sum as {term: coefficient} and a constant; what is not linear is a term itself."""
+    terms: dict[Expr, int] = {}
+    constant = 0
+    stack = [(expr, 1)]
+    while stack:
+        node, factor = stack.pop()
+        if isinstance(node, IntImm):
+            constant += factor * node.value
+        elif isinstance(node, Binary) and node.op is BinaryOp.ADD:
+            stack += [(node.a, factor), (node.b, factor)]
+        elif isinstance(node, Binary) and node.op is BinaryOp.SUB:
+            stack += [(node.a, factor), (node.b, -factor)]
+        elif isinstance(node, Binary) and node.op is BinaryOp.MUL and isinstance(node.b, IntImm):
+            stack.append((node.a, factor * node.b.value))
+        else:
+            terms[node] = terms.get(node, 0) + factor
+    return {t: c for t, c in terms.items() if c}, constant
+
+
+def guard_of(condition: Expr, var: Var, inner: set[Var], analyzer: Analyzer) -> Guard | None:
+    """The comparison as a guard of the loop over `var` around the loops `inner`.
+
+    None if it does not depend on `var`, or the loops inside contribute without bounds.
+    """
+    assert isinstance(condition, Binary)
+    difference = condition.b - condition.a
+    if condition.op is BinaryOp.LT:
+        difference = difference - 1
+    terms, low = linear_terms(analyzer.simplify(difference))
+    high = low
+    rest: Expr | None = None
+    depends = var in terms
+    coefficient = terms.pop(var, 0)
+    for term, factor in terms.items():
+        mentioned = {n for n in postorder(term) if isinstance(n, Var)}
+        if mentioned & inner:
+            least, most = analyzer.bounds(term)
+            if least is None or most is None:
+                return None
+            low += min(factor * least, factor * most)
+            high += max(factor * least, factor * most)
+        else:
+            depends = depends or var in mentioned
+            rest = term * factor if rest is None else rest + term * factor
+    return Guard(condition, coefficient, low, high, rest) if depends else None
+
+
+def guards_of(loop: For, analyzer: Analyzer, inner: Iterable[Var]) -> list[Guard]:
+    """The guards of a loop; `analyzer` knows the loops around, itself and those inside."""
+    inside = set(inner)
+    found = (guard_of(c, loop.var, inside, analyzer) for c in comparisons(loop.body))
+    return [g for g in found if g is not None]

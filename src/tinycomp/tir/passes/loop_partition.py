@@ -1,0 +1,168 @@
+"""Loops split where their guards change, so that most iterations run without them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+
+from ...ir.expr import FALSE, TRUE, IntImm, Var, all_of, const
+from ...te.simplify import Analyzer
+from ..nodes import For, ForKind, If, PrimFunc, Seq, Stmt
+from ..tree import child_statements, statements
+from .guards import Guard, comparisons, guards_of
+from .visit import NOTHING, Visit, copy, drive, make_if, rebuild_stmt, seq, substituter
+
+MAX_COST = 2048  # statements of a function after unrolling, beyond which nothing is copied
+VECTOR = 16  # lanes that count as one statement
+
+Range = tuple[int, int]  # first and last iteration
+
+
+def loop_partition(func: PrimFunc) -> PrimFunc:
+    """Split loops, outermost first, into ranges in which their guards are decided.
+
+        for i.o in 17: for i.i in 12:                for i.o in 16: for i.i in 12: body
+          if i.o*12 + i.i < 197: body       -->      for i.i in 12: if i.i < 5: body
+
+    Guards are the comparisons in Ifs and in conditions of values (padding, concatenation), affine
+    in the loop's variable. A parallel loop stays one loop, with `if` in its body. So does a loop
+    whose guards involve more than constants: under `if` they all hold, its body has none.
+    """
+    return _Partition(func).run()
+
+
+class _Partition:
+    def __init__(self, func: PrimFunc) -> None:
+        self.func = func
+        self.analyzer = Analyzer()
+        self.bound: set[Var] = set()
+        self.cold: set[Stmt] = set()  # slow versions
+        self.budget = MAX_COST - cost(func.body)
+
+    def run(self) -> PrimFunc:
+        body = drive(self.visit(self.func.body, True))
+        return self.func if body is self.func.body else replace(self.func, body=body)
+
+    def visit(self, stmt: Stmt, hot: bool) -> Visit[Stmt]:
+        """Partition the loops inside; `hot` is False where most iterations do not come."""
+        if isinstance(stmt, For) and stmt.kind in (ForKind.SERIAL, ForKind.PARALLEL):
+            guards = self.guards(stmt)
+            fixed = [g for g in guards if g.rest is None]
+            place = _place(stmt.body, fixed)
+            ranges = self.ranges(stmt, fixed, place)
+            if len(ranges) > 1 and place is stmt.body and stmt.kind is ForKind.SERIAL:
+                loops = []
+                for part in self.parts(stmt, fixed, ranges):
+                    loops.append((yield self.visit(part, hot)))
+                return seq(loops)
+            if len(ranges) > 1:
+                stmt = self.branch(stmt, fixed, ranges, place)
+            if hot:
+                stmt = self.switch(stmt, [g for g in guards if g.rest is not None])
+        children = []
+        for child in stmt.children():
+            if isinstance(child, Stmt):
+                child = yield self.visit(child, hot and child not in self.cold)
+            children.append(child)
+        return rebuild_stmt(stmt, children)
+
+    def guards(self, loop: For) -> list[Guard]:
+        loops = [s for s in statements(loop) if isinstance(s, For)]
+        for inner in loops:
+            if inner.var not in self.bound:
+                self.bound.add(inner.var)
+                self.analyzer.bind(inner.var, inner.min, inner.extent)
+        return guards_of(loop, self.analyzer, [inner.var for inner in loops[1:]])
+
+    def ranges(self, loop: For, guards: list[Guard], place: Stmt) -> list[Range]:
+        """The loop's iterations cut where guards change; one range if that costs too much."""
+        if not isinstance(loop.min, IntImm) or not isinstance(loop.extent, IntImm):
+            return []
+        start, stop = loop.min.value, loop.min.value + loop.extent.value
+        cuts = {b for g in guards for b in g.boundaries()}
+        ends = [start, *sorted(b for b in cuts if start < b < stop), stop]
+        price = (len(ends) - 2) * cost(place)
+        if price > self.budget:
+            return [(start, stop - 1)]
+        self.budget -= price
+        return [(first, end - 1) for first, end in pairwise(ends)]
+
+    def parts(self, loop: For, guards: list[Guard], ranges: list[Range]) -> Iterator[For]:
+        """One loop per range, without the guards that the range decides."""
+        for first, last in ranges:
+            body = _decided(loop.body, guards, first, last)
+            part = replace(loop, min=const(first), extent=const(last - first + 1), body=body)
+            yield copy(part)  # type: ignore[misc]
+
+    def branch(self, loop: For, guards: list[Guard], ranges: list[Range], place: Stmt) -> For:
+        """The whole loop, with one version of `place` for each range of its iterations."""
+        versions: list[Stmt] = []
+        for first, last in ranges:
+            version = copy(_decided(place, guards, first, last))
+            once = {loop.var: const(first)} if first == last else {}
+            versions.append(substituter(once)(version))
+        result = versions.pop()
+        for (_, last), version in zip(reversed(ranges[:-1]), reversed(versions), strict=True):
+            result = make_if(loop.var <= last, version, result)
+        return replace(loop, body=substituter({place: result})(loop.body))
+
+    def switch(self, loop: For, guards: list[Guard]) -> For:
+        """Two versions of what `guards`, which are not about constants only, guard: one for when
+        all hold, without them. Only if one of them is inside a further loop."""
+        place = _place(loop.body, guards)
+        nested = [s.body for s in statements(place) if isinstance(s, For)]
+        inside = {c for body in nested for c in comparisons(body)}
+        price = cost(place)
+        if price > self.budget or not any(g.condition in inside for g in guards):
+            return loop
+        condition = all_of(self.analyzer.simplify(g.always(loop.var)) for g in guards)
+        if isinstance(condition, IntImm):
+            return loop
+        self.budget -= price
+        fast = substituter({g.condition: TRUE for g in guards})(place)
+        slow = copy(place)
+        self.cold.add(slow)
+        both = make_if(condition, fast, slow)
+        return replace(loop, body=substituter({place: both})(loop.body))
+
+
+def _place(body: Stmt, guards: list[Guard]) -> Stmt:
+    """The part of `body` to make versions of: all of it, or the one statement of an innermost
+    sequence that all guards are in."""
+    wanted = {g.condition for g in guards}
+    place = node = body
+    while wanted:
+        inside = [c for c in child_statements(node) if wanted & set(comparisons(c))]
+        here = isinstance(node, If) and wanted & set(comparisons(If(node.condition, NOTHING)))
+        if here or len(inside) != 1:
+            break
+        if isinstance(node, Seq):
+            place = inside[0]
+        node = inside[0]
+    return place
+
+
+def _decided(stmt: Stmt, guards: list[Guard], first: int, last: int) -> Stmt:
+    """`stmt` without the guards that are decided for iterations first..last."""
+    values = {g.condition: g.decided(first, last) for g in guards}
+    known = {c: TRUE if value else FALSE for c, value in values.items() if value is not None}
+    return substituter(known)(stmt)
+
+
+def cost(stmt: Stmt) -> int:
+    """Statements after unrolling."""
+    total = 0
+    stack = [(stmt, 1)]
+    while stack:
+        node, times = stack.pop()
+        inner = child_statements(node)
+        if not inner:
+            total += times
+        if isinstance(node, For) and isinstance(node.extent, IntImm):
+            if node.kind is ForKind.UNROLLED:
+                times *= node.extent.value
+            elif node.kind is ForKind.VECTORIZED:
+                times *= -(-node.extent.value // VECTOR)
+        stack += [(child, times) for child in inner]
+    return total
