@@ -79,7 +79,9 @@ class Interned(type):
 class Expr(Node):
     """A scalar (or, after vectorisation, short-vector) expression."""
 
-    __slots__ = ()
+    # Operators hold their type: deriving it from the operands each time would walk (and recurse
+    # over) the whole expression.
+    __slots__ = ("_dtype", "_lanes")
 
     @property
     def dtype(self) -> DType:
@@ -230,13 +232,17 @@ class Binary(Expr, metaclass=Interned):
     a: Expr
     b: Expr
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_dtype", DType.BOOL if self.op.is_comparison else self.a.dtype)
+        object.__setattr__(self, "_lanes", self.a.lanes)
+
     @property
     def dtype(self) -> DType:
-        return DType.BOOL if self.op.is_comparison else self.a.dtype
+        return self._dtype
 
     @property
     def lanes(self) -> int:
-        return self.a.lanes
+        return self._lanes
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -248,13 +254,16 @@ class Cast(Expr, metaclass=Interned):
     to: DType
     value: Expr
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_lanes", self.value.lanes)
+
     @property
     def dtype(self) -> DType:
         return self.to
 
     @property
     def lanes(self) -> int:
-        return self.value.lanes
+        return self._lanes
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -269,13 +278,17 @@ class Select(Expr, metaclass=Interned):
     a: Expr
     b: Expr
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_dtype", self.a.dtype)
+        object.__setattr__(self, "_lanes", self.a.lanes)
+
     @property
     def dtype(self) -> DType:
-        return self.a.dtype
+        return self._dtype
 
     @property
     def lanes(self) -> int:
-        return self.a.lanes
+        return self._lanes
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -287,13 +300,16 @@ class Call(Expr, metaclass=Interned):
     args: tuple[Expr, ...]
     result_dtype: DType
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_lanes", max((a.lanes for a in self.args), default=1))
+
     @property
     def dtype(self) -> DType:
         return self.result_dtype
 
     @property
     def lanes(self) -> int:
-        return max((a.lanes for a in self.args), default=1)
+        return self._lanes
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -305,13 +321,16 @@ class Load(Expr, metaclass=Interned):
     indices: tuple[Expr, ...]
     predicate: Expr | None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_lanes", max((i.lanes for i in self.indices), default=1))
+
     @property
     def dtype(self) -> DType:
         return self.source.dtype
 
     @property
     def lanes(self) -> int:
-        return max((i.lanes for i in self.indices), default=1)
+        return self._lanes
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
