@@ -286,3 +286,51 @@ RNN = [
 @pytest.mark.parametrize("case", RNN, ids=str)
 def test_recurrent(case: Case) -> None:
     check(case)
+
+
+def resize(
+    shape: tuple[int, ...], scales: Sequence[float] = (), sizes: Any = None, **attrs: Any
+) -> Case:
+    if sizes is None:
+        inputs = [f32(*shape), None, np.array(scales, np.float32)]
+    else:
+        inputs = [f32(*shape), None, None, np.array(sizes)]
+    return Case("Resize", inputs, attrs)
+
+
+RESIZE = [
+    *(
+        resize(
+            (1, 2, 5, 7), (1, 1, *scales), mode="nearest", nearest_mode=rounding,
+            coordinate_transformation_mode=transformation,
+        )
+        for scales in ((2.0, 2.0), (1.6, 0.7))
+        for rounding in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+        for transformation in ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
+    ),
+    *(
+        resize(
+            (1, 2, 5, 7), sizes=(1, 2, 8, 4), mode=mode,
+            coordinate_transformation_mode=transformation,
+        )
+        for mode in ("linear", "cubic")
+        for transformation in (
+            "half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel",
+            "half_pixel_symmetric",
+        )
+    ),
+    resize((2, 1, 6, 6), (1, 1, 1.5, 2), mode="cubic", exclude_outside=1, cubic_coeff_a=-0.5),
+    resize((1, 2, 4, 5), sizes=(1, 2, 8, 10), mode="nearest"),
+    Case(
+        "Resize",
+        [f32(1, 1, 5, 6), np.array([0, 0, 0.2, -0.1, 1, 1, 0.9, 1.2], np.float32), None,
+         np.array([1, 1, 4, 5])],
+        {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize",
+         "extrapolation_value": 3.0},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RESIZE, ids=str)
+def test_resize(case: Case) -> None:
+    check(case)

@@ -25,6 +25,7 @@ from . import (
     pool,
     quantize,
     reduce,
+    resize,
     rnn,
     scatter,
     shape,
@@ -35,7 +36,7 @@ from .onnx_node import OnnxImport
 
 FAMILIES: tuple[ModuleType, ...] = (
     *(unary, binary, reduce, shape, create, index, scatter, layout, control, quantize),
-    *(matmul, conv, conv_transpose, pool, softmax, norm, activation, rnn),
+    *(matmul, conv, conv_transpose, pool, softmax, norm, activation, rnn, resize),
 )
 
 
