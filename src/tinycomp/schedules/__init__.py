@@ -14,6 +14,7 @@ from ..te.tensor import ComputeOp
 from ..tir.lower import lower
 from ..tir.nodes import PrimFunc
 from ..tir.schedule import Schedule, create_schedule
+from .collapse import collapse_dims
 from .common import Kernel
 from .elementwise import schedule_elementwise
 from .matmul import schedule_matmul
@@ -32,7 +33,7 @@ def build_kernel(function: Function, target: Target, name: str) -> PrimFunc:
 
 def default_schedule(function: Function, target: Target, name: str) -> Schedule:
     """The default schedule of a primitive function, not yet lowered."""
-    inputs, outputs = to_te(function)
+    inputs, outputs = to_te(collapse_dims(function))
     schedule = create_schedule(outputs, inputs, name)
     kernel = Kernel(schedule, outputs, target)
     tags = {op.tag: op for op in kernel.stages if op.tag}

@@ -1,0 +1,133 @@
+"""Fewer dimensions before scheduling: neighbours that every operator treats alike become one.
+
+    relu(x[1, 56, 56, 64] + b[64])   -->   relu(x[3136, 64] + b[64])
+
+Buffers are dense, so this only relabels indices; loops get longer and vectors fuller. A 1 x 1
+convolution of stride 1 becomes a matrix product over all its pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..relay.nodes import Atom, Binding, Call, Constant, Function, Var
+from ..relay.op import Op, OpPattern
+from ..types import TensorType, Type
+
+_SHAPED = ("reshape", "broadcast_to", "full", "tile")  # attributes hold a shape
+
+
+def collapse_dims(function: Function) -> Function:
+    """`function` over fewer dimensions, with the same elements in the same order.
+
+    Functions with operators that distinguish dimensions come back as they are, except that the
+    pixels of a pointwise convolution are merged.
+    """
+    out = function.ret_type
+    if not isinstance(out, TensorType) or out.rank < 2:
+        return function
+    fixed = 0
+    for binding in function.bindings:
+        call = binding.value
+        if not isinstance(call, Call) or not isinstance(call.op, Op):
+            return function
+        if is_pointwise(call):
+            fixed = 1  # the channel axis has its own meaning
+        elif call.op.pattern > OpPattern.BROADCAST or call.op.name in _SHAPED:
+            return function
+    groups = _groups(function, out, fixed)
+    if fixed:  # a convolution keeps rank 4: (1, 1, pixels, channels)
+        if any(len(g) > 1 and out.rank - 1 in g for g in groups) or len(groups) > 2:
+            return function
+        groups = [[], [], *groups] if len(groups) == 2 else [[], [], [], *groups]
+    if len(groups) == out.rank and all(groups):
+        return function
+    return _rebuild(function, out.rank, groups)
+
+
+def is_pointwise(call: Call) -> bool:
+    """Whether a call is a 1 x 1 convolution in NHWC that reads each pixel once, in order."""
+    if not isinstance(call.op, Op) or call.op.name != "nn.conv2d":
+        return False
+    a = call.attrs
+    return (
+        a.kernel_layout == "packed"  # type: ignore[attr-defined]
+        and tuple(a.kernel_size) == (1, 1)  # type: ignore[attr-defined]
+        and tuple(a.strides) == (1, 1)  # type: ignore[attr-defined]
+        and not any(a.padding)  # type: ignore[attr-defined]
+    )
+
+
+def _operands(function: Function) -> list[Atom]:
+    """The values that follow the output's dimensions: all but the weights of a convolution."""
+    weights = {
+        b.value.args[1]
+        for b in function.bindings
+        if isinstance(b.value, Call) and is_pointwise(b.value)
+    }
+    atoms: dict[Atom, None] = dict.fromkeys(function.params)
+    for binding in function.bindings:
+        atoms.update(dict.fromkeys(binding.args))
+        atoms[binding.var] = None
+    return [a for a in atoms if a not in weights]
+
+
+def _padded(type_: Type, rank: int) -> list[int]:
+    assert isinstance(type_, TensorType)
+    shape = type_.static_shape
+    return [1] * (rank - len(shape)) + list(shape)
+
+
+def _groups(function: Function, out: TensorType, fixed: int) -> list[list[int]]:
+    """Runs of dimensions that are all whole or all broadcast in every value."""
+    rank = out.rank
+    shapes = [_padded(a.type, rank) for a in _operands(function)]
+    full = [max(s[d] for s in shapes) for d in range(rank - fixed)]
+    groups: list[list[int]] = []
+    for d in range(rank - fixed):
+        if groups and all(_alike(s, full, groups[-1], d) for s in shapes):
+            groups[-1].append(d)
+        else:
+            groups.append([d])
+    return groups + [[d] for d in range(rank - fixed, rank)]
+
+
+def _alike(shape: list[int], full: list[int], group: list[int], d: int) -> bool:
+    """Whether a value treats dimension d as it treats the group before it."""
+    if full[d] == 1 or all(full[g] == 1 for g in group):
+        return True
+    whole_before = all(shape[g] == full[g] for g in group)
+    none_before = all(shape[g] == 1 for g in group)
+    return (whole_before and shape[d] == full[d]) or (none_before and shape[d] == 1)
+
+
+def _rebuild(function: Function, rank: int, groups: Sequence[Sequence[int]]) -> Function:
+    """The function with each value's dimensions merged by group."""
+    followers = set(_operands(function))
+    values: dict[Atom, Atom] = {}
+
+    def merged(type_: Type) -> TensorType:
+        assert isinstance(type_, TensorType)
+        shape = _padded(type_, rank)
+        return TensorType(tuple(math.prod(shape[d] for d in g) for g in groups), type_.dtype)
+
+    def new(atom: Atom) -> Atom:
+        if atom in values:
+            return values[atom]
+        if atom not in followers:
+            return atom
+        type_ = merged(atom.type)
+        if isinstance(atom, Constant):
+            values[atom] = Constant(atom.data.reshape(type_.static_shape), atom.span)
+        else:
+            values[atom] = Var(atom.name, type_, atom.span)
+        return values[atom]
+
+    params = tuple(new(p) for p in function.params)
+    bindings = []
+    for b in function.bindings:
+        assert isinstance(b.value, Call)
+        call = Call(b.value.op, tuple(new(a) for a in b.args), b.value.attrs)
+        bindings.append(Binding(new(b.var), call, b.span))  # type: ignore[arg-type]
+    return Function(params, tuple(bindings), new(function.result), function.attrs)  # type: ignore[arg-type]
