@@ -1,0 +1,185 @@
+"""AlterOpLayout: weights of matmuls and convolutions in the layout of the fast kernels.
+
+Packing operators are inserted; FoldConstant evaluates those of constant weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ...types import TensorType
+from ..builder import Builder
+from ..nodes import Atom, Binding, Call, Constant, Function, replace_args
+from ..op import Op, OpPattern
+from ..pass_infra import FunctionPass, PassContext
+
+ChooseTile = Callable[[Binding], tuple[int, ...] | None]
+
+
+@dataclass(frozen=True)
+class AlterOpLayout(FunctionPass):
+    """Packs the weights of nn.matmul and of NHWC nn.conv2d.
+
+    - `nn.matmul(A, B)` becomes `nn.matmul_packed(A, nn.pack_matmul(B))`. If B is a matrix, A is
+      reshaped to one too, so that a linear layer of any rank is one large product; elementwise
+      operators after it (bias, activation, residual) stay in that form, which keeps them fusable.
+    - `nn.conv2d` of one group gets `nn.pack_conv2d(weight)`, kernel_layout "packed".
+    - Depthwise `nn.conv2d` gets its weight as [kh, kw, C], kernel_layout "HWC".
+
+    `choose_tile` is asked for the register tile, (rows, columns) of a matmul and (rows, columns,
+    channels) of a convolution; None leaves the operator as it is.
+    """
+
+    choose_tile: ChooseTile
+
+    def run_function(self, function: Function, ctx: PassContext) -> Function:
+        rewriter = _Rewriter(function, ctx, self.choose_tile)
+        return rewriter.run()
+
+
+class _Rewriter:
+    """`flat[v]` is v reshaped to [product of leading dimensions, last dimension]."""
+
+    def __init__(self, function: Function, ctx: PassContext, choose_tile: ChooseTile) -> None:
+        self.function, self.choose_tile = function, choose_tile
+        self.builder = Builder(ctx.ops)
+        self.builder.params = list(function.params)
+        self.plain: dict[Atom, Atom] = {p: p for p in function.params}
+        self.flat: dict[Atom, Atom] = {}
+        self.changed = False
+
+    def run(self) -> Function:
+        for binding in self.function.bindings:
+            with self.builder.at(binding.span):
+                if self._rewrite(binding):
+                    self.changed = True
+                    continue
+                value = replace_args(binding.value, [self.as_is(a) for a in binding.args])
+                kept = binding if value is binding.value else replace(binding, value=value)
+                self.builder.bindings.append(kept)
+                self.plain[binding.var] = binding.var
+        if not self.changed:
+            return self.function
+        result = self.as_is(self.function.result)
+        return replace(self.function, bindings=tuple(self.builder.bindings), result=result)
+
+    def as_is(self, atom: Atom) -> Atom:
+        if isinstance(atom, Constant):
+            return atom
+        if atom not in self.plain:
+            assert isinstance(atom.type, TensorType)
+            flat = self.flat[atom]
+            self.plain[atom] = self.builder.call("reshape", flat, newshape=atom.type.shape)
+        return self.plain[atom]
+
+    def flattened(self, atom: Atom) -> Atom:
+        """A tensor of rank >= 2 as a matrix; no memory moves."""
+        if atom not in self.flat:
+            assert isinstance(atom.type, TensorType)
+            *lead, last = atom.type.static_shape
+            shape = (math.prod(lead), last)
+            self.flat[atom] = self.builder.call("reshape", self.as_is(atom), newshape=shape)
+        return self.flat[atom]
+
+    def _rewrite(self, binding: Binding) -> bool:
+        value = binding.value
+        if not isinstance(value, Call) or not isinstance(value.op, Op):
+            return False
+        name = value.op.name
+        if name == "nn.matmul":
+            return self._matmul(binding, value)
+        if name == "nn.conv2d":
+            return self._conv2d(binding, value)
+        pending = [a for a in value.args if a in self.flat and a not in self.plain]
+        if not pending:
+            return False
+        if name == "reshape":
+            (source,) = pending
+            self.plain[binding.var] = self.builder.call(
+                value.op, self.flat[source], attrs=value.attrs
+            )
+            return True
+        if value.op.pattern <= OpPattern.BROADCAST and name != "broadcast_to":
+            return self._elementwise(binding, value)
+        return False
+
+    def _elementwise(self, binding: Binding, value: Call) -> bool:
+        """Work on matrices if every operand is one, a row that is added to all, or a scalar."""
+        type_ = binding.var.type
+        assert isinstance(value.op, Op)
+        if not isinstance(type_, TensorType) or not type_.is_static or type_.rank < 2:
+            return False
+        kinds = [_operand_kind(a, type_) for a in value.args]
+        if "other" in kinds:
+            return False
+        args = []
+        for atom, kind in zip(value.args, kinds, strict=True):
+            if kind == "full":
+                args.append(self.flattened(atom))
+            elif kind == "row":
+                row = self.as_is(atom)
+                args.append(self.builder.call("reshape", row, newshape=(type_.static_shape[-1],)))
+            else:
+                scalar = self.as_is(atom)
+                args.append(self.builder.call("reshape", scalar, newshape=()))
+        self.flat[binding.var] = self.builder.call(value.op, *args, attrs=value.attrs)
+        return True
+
+    def _matmul(self, binding: Binding, value: Call) -> bool:
+        a, b = value.args
+        assert isinstance(a.type, TensorType)
+        assert isinstance(b.type, TensorType)
+        k, n = b.type.shape[-2:]
+        if not isinstance(k, int) or not isinstance(n, int):
+            return False
+        tile = self.choose_tile(binding)
+        if tile is None:
+            return False
+        packed = self.builder.call("nn.pack_matmul", self.as_is(b), tile=tile)
+        is_flat = b.type.rank == 2 and a.type.rank > 2 and a.type.is_static
+        left = self.flattened(a) if is_flat else self.as_is(a)
+        result = self.builder.call("nn.matmul_packed", left, packed, n=n, k=k, tile=tile)
+        (self.flat if is_flat else self.plain)[binding.var] = result
+        return True
+
+    def _conv2d(self, binding: Binding, value: Call) -> bool:
+        attrs, (x, w) = value.attrs, value.args
+        layouts = (attrs.data_layout, attrs.kernel_layout)  # type: ignore[attr-defined]
+        if layouts != ("NHWC", "OIHW") or not isinstance(w.type, TensorType):
+            return False
+        if not w.type.is_static:
+            return False
+        o, i, kh, kw = w.type.static_shape
+        groups: int = attrs.groups  # type: ignore[attr-defined]
+        weight = self.as_is(w)
+        if groups == 1:
+            tile = self.choose_tile(binding)
+            if tile is None:
+                return False
+            packed = self.builder.call("nn.pack_conv2d", weight, tile=tile)
+            change: dict[str, object] = {"kernel_layout": "packed", "tile": tile}
+        elif groups == o and i == 1:
+            moved = self.builder.call("transpose", weight, axes=(2, 3, 0, 1))
+            packed = self.builder.call("reshape", moved, newshape=(kh, kw, o))
+            change = {"kernel_layout": "HWC"}
+        else:
+            return False
+        new = replace(attrs, out_channels=o, kernel_size=(kh, kw), **change)  # type: ignore[call-arg]
+        assert isinstance(value.op, Op)
+        self.plain[binding.var] = self.builder.call(value.op, self.as_is(x), packed, attrs=new)
+        return True
+
+
+def _operand_kind(atom: Atom, result: TensorType) -> str:
+    """How an operand broadcasts to the result: "full", "row" (last axis), "scalar" or "other"."""
+    type_ = atom.type
+    if not isinstance(type_, TensorType):
+        return "other"
+    if all(d == 1 for d in type_.shape) and type_.rank <= result.rank:
+        return "scalar"
+    if type_.shape == result.shape:
+        return "full"
+    is_row = all(d == 1 for d in type_.shape[:-1]) and type_.shape[-1] == result.shape[-1]
+    return "row" if is_row else "other"
