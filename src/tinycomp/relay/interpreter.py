@@ -41,8 +41,9 @@ def evaluate(program: IRModule | Function, inputs: Sequence[np.ndarray]) -> list
     Branches, loops and fused functions run on an explicit stack of frames.
     """
     function = program.main if isinstance(program, IRModule) else program
-    _check_inputs(function, inputs)
-    stack = [_run(function, list(inputs))]
+    arrays = [np.asarray(array) for array in inputs]  # NumPy scalars are arrays of rank 0
+    _check_inputs(function, arrays)
+    stack = [_run(function, arrays)]
     result: Any = None
     with np.errstate(all="ignore"):
         while stack:
@@ -79,7 +80,9 @@ def _fits(value: Any, type_: Type) -> bool:
         isinstance(value, np.ndarray)
         and DType.of(value.dtype) is type_.dtype
         and value.ndim == type_.rank
-        and all(not isinstance(d, int) or d == n for d, n in zip(type_.shape, value.shape))
+        and all(
+            not isinstance(d, int) or d == n for d, n in zip(type_.shape, value.shape, strict=True)
+        )
     )
 
 

@@ -30,7 +30,9 @@ def first_difference(a: IRModule | Function, b: IRModule | Function) -> str | No
                 return f"{what}: {getattr(a, what)}, {getattr(b, what)}"
         if list(a.functions) != list(b.functions):
             return f"functions: {list(a.functions)}, {list(b.functions)}"
-        pairs = [(name, a.functions[name], b.functions[name]) for name in reversed(a.functions)]
+        pairs = [
+            (name, a.functions[name], b.functions[name]) for name in reversed(list(a.functions))
+        ]
     seen: set[tuple[Function, Function]] = set()
     while pairs:
         path, f, g = pairs.pop()
@@ -79,7 +81,7 @@ def _compare_bindings(x: Binding, y: Binding, renamed: dict[Atom, Atom]) -> str 
             not isinstance(x.value.op, Function) and x.value.op is not y.value.op
         ):
             return f"{_name(x.value)}, {_name(y.value)}"
-        if x.value.attrs != y.value.attrs:
+        if x.value.attrs != y.value.attrs and str(x.value.attrs) != str(y.value.attrs):
             return f"attributes {x.value.attrs}, {y.value.attrs}"
     if isinstance(x.value, TupleGetItem):
         assert isinstance(y.value, TupleGetItem)

@@ -87,7 +87,8 @@ def constant_table(module: IRModule | Function) -> dict[str, np.ndarray]:
 def content_hash(array: np.ndarray) -> str:
     """16 hexadecimal digits that name an array's dtype, shape and content."""
     digest = hashlib.sha256(f"{array.dtype.name}{array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).view(np.uint8) if array.ndim else array.tobytes())
+    flat = np.ascontiguousarray(array).reshape(-1)  # not tobytes(): weights may be large
+    digest.update(flat.view(np.uint8).data)
     return digest.hexdigest()[:16]
 
 

@@ -38,12 +38,12 @@ class FoldScaleAxis(FunctionPass):
         }
         if not chains:
             return function
-        absorbed = {id(b) for chain in chains.values() for b in chain.bindings}
+        absorbed = {b for chain in chains.values() for b in chain.bindings}
         builder = Builder(ctx.ops)
         for binding in function.bindings:
             if binding in chains:
                 _emit(chains[binding], builder)
-            elif id(binding) not in absorbed:
+            elif binding not in absorbed:
                 builder.bindings.append(binding)
         return Function(function.params, tuple(builder.bindings), function.result, function.attrs)
 

@@ -264,11 +264,9 @@ def _merge_bounds(graph: Graph, m: Match) -> Atom | None:
     low, high = min(max(a, c), d), min(max(b, c), d)
     if (low, high) == (0, math.inf):
         return graph.builder.call("nn.relu", m[_x])
-    bounds = {
-        "a_min": None if low == -math.inf else low,
-        "a_max": None if high == math.inf else high,
-    }
-    return graph.builder.call("clip", m[_x], **bounds)
+    a_min = None if low == -math.inf else low
+    a_max = None if high == math.inf else high
+    return graph.builder.call("clip", m[_x], a_min=a_min, a_max=a_max)
 
 
 _clip = is_op("clip")(_x)
