@@ -18,12 +18,14 @@ from . import (
     conv,
     conv_transpose,
     create,
+    einsum,
     index,
     layout,
     matmul,
     norm,
     pool,
     quantize,
+    quantized_matmul,
     reduce,
     resize,
     rnn,
@@ -35,7 +37,8 @@ from . import (
 from .onnx_node import OnnxImport
 
 FAMILIES: tuple[ModuleType, ...] = (
-    *(unary, binary, reduce, shape, create, index, scatter, layout, control, quantize),
+    *(unary, binary, reduce, shape, create, index, scatter, layout, control, einsum),
+    *(quantize, quantized_matmul),
     *(matmul, conv, conv_transpose, pool, softmax, norm, activation, rnn, resize),
 )
 

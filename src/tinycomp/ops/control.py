@@ -1,4 +1,4 @@
-"""ONNX importers of If and Loop. What is decided while importing leaves no control flow behind."""
+"""ONNX importers of If, Loop and Scan. What is decided while importing leaves no control flow behind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..diagnostics import TypeMismatch, UnsupportedModel
 from ..relay.builder import Builder
 from ..relay.nodes import Atom, Constant, Function, Var
 from ..types import TensorType, TupleType, Type
-from .layout import reshape
+from .layout import reshape, slice_axis
 from .onnx_node import OnnxImport, OnnxNode
 
 # Loops of known length up to this many imported nodes are written out.
@@ -104,11 +104,13 @@ def _unroll(node: OnnxNode, body: Subgraph, trips: int, state: list[Atom]) -> li
     return [*state, *(_stack(node, column) for column in collected)]
 
 
-def _stack(node: OnnxNode, values: list[Atom]) -> Atom:
+def _stack(node: OnnxNode, values: list[Atom], axis: int = 0) -> Atom:
+    """The values along a new axis."""
     if not values:
         raise node.unsupported("collecting results of a loop that never runs")
-    rows = [reshape(node, v, (1, *_shape(v))) for v in values]
-    return rows[0] if len(rows) == 1 else node.builder.call("concatenate", *rows, axis=0)
+    at = axis % (len(_shape(values[0])) + 1)
+    rows = [reshape(node, v, (*_shape(v)[:at], 1, *_shape(v)[at:])) for v in values]
+    return rows[0] if len(rows) == 1 else node.builder.call("concatenate", *rows, axis=at)
 
 
 def _shape(value: Atom) -> tuple[Any, ...]:
@@ -157,4 +159,39 @@ def _loop_test(
     return b.finish(b.call("logical_and", condition, below))
 
 
-ONNX: dict[str, OnnxImport] = {"If": _import_if, "Loop": _import_loop}
+def _import_scan(node: OnnxNode) -> list[Atom]:
+    """Scan over a known length, written out."""
+    body: Subgraph = node.attr("body")
+    scanned = node.attr("num_scan_inputs")
+    carried = len(node.inputs) - scanned
+    state = [node.input(i) for i in range(carried)]
+    sources = [node.input(i) for i in range(carried, len(node.inputs))]
+    ranks = [len(_shape(x)) for x in sources]
+    axes = [a % r for a, r in zip(node.attr("scan_input_axes", (0,) * scanned), ranks, strict=True)]
+    backwards = node.attr("scan_input_directions", (0,) * scanned)
+    length = _shape(sources[0])[axes[0]]
+    if length * body.num_nodes > UNROLL_LIMIT:
+        raise node.unsupported(f"a scan over {length} steps of {body.num_nodes} nodes")
+    collected: list[list[Atom]] = [[] for _ in range(body.num_outputs - carried)]
+    for t in range(length):
+        rows = [
+            _row(node, x, axis, length - 1 - t if back else t)
+            for x, axis, back in zip(sources, axes, backwards, strict=True)
+        ]
+        outputs = body(*state, *rows)
+        state = outputs[:carried]
+        for column, value in zip(collected, outputs[carried:], strict=True):
+            column.append(value)
+    axes = node.attr("scan_output_axes", (0,) * len(collected))
+    flips = node.attr("scan_output_directions", (0,) * len(collected))
+    stacks = zip(collected, axes, flips, strict=True)
+    return [*state, *(_stack(node, c[::-1] if flip else c, axis) for c, axis, flip in stacks)]
+
+
+def _row(node: OnnxNode, x: Atom, axis: int, index: int) -> Atom:
+    shape = _shape(x)
+    row = slice_axis(node, x, axis, index, index + 1)
+    return reshape(node, row, (*shape[:axis], *shape[axis + 1 :]))
+
+
+ONNX: dict[str, OnnxImport] = {"If": _import_if, "Loop": _import_loop, "Scan": _import_scan}

@@ -252,7 +252,8 @@ def _import_space_to_depth(node: OnnxNode) -> Atom:
     n, c, h, w = node.type(0).static_shape
     size = node.attr("blocksize")
     split = reshape(node, node.input(0), (n, c, h // size, size, w // size, size))
-    moved = transpose(node, split, (0, 3, 5, 1, 2, 4))
+    depth_first = node.attr("mode", "DCR") == "DCR"
+    moved = transpose(node, split, (0, 3, 5, 1, 2, 4) if depth_first else (0, 1, 3, 5, 2, 4))
     return reshape(node, moved, (n, c * size**2, h // size, w // size))
 
 

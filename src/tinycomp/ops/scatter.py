@@ -185,7 +185,7 @@ def _compute_scatter_nd(attrs: ScatterNdAttrs, inputs: Any, out: TensorType) -> 
             reduce_axis((0, 1), name="k")
         ]
 
-    def values(ks: Any) -> list[Expr]:
+    def values(ks: Any) -> list[Any]:
         return [k.var if isinstance(k, IterVar) else k for k in ks][: len(outer)]
 
     def hit(i: Any, ks: Any) -> Expr:
