@@ -88,6 +88,7 @@ class ModuleBuilder:
 
     triple: str = ""
     has_fma: bool = True
+    has_scalef: bool = False
     declarations: dict[str, str] = field(default_factory=dict)
     functions: list[str] = field(default_factory=list)
     helpers: set[str] = field(default_factory=set)

@@ -74,7 +74,6 @@ def load_object(
     return LoadedObject([objects] if isinstance(objects, bytes) else objects, imports or {})
 
 
-
 @dataclass(frozen=True, slots=True)
 class PoolRuntime:
     """The thread pool of this process: its address, and what compiled code imports."""

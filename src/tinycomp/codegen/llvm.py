@@ -63,10 +63,11 @@ def emit_kernel(func: PrimFunc, target: Target) -> KernelIR:
 
 def new_module(target: Target) -> ModuleBuilder:
     """An empty module for `target`."""
-    attributes = ["nounwind"]
-    if target.triple.startswith("x86_64") and target.vector_bits >= 512:
-        attributes.append('"prefer-vector-width"="512"')
-    return ModuleBuilder(target.triple, has_fma(target), function_attributes=" ".join(attributes))
+    has_avx512 = target.triple.startswith("x86_64") and target.vector_bits >= 512
+    attributes = 'nounwind "prefer-vector-width"="512"' if has_avx512 else "nounwind"
+    return ModuleBuilder(
+        target.triple, has_fma(target), has_scalef=has_avx512, function_attributes=attributes
+    )
 
 
 def has_fma(target: Target) -> bool:
