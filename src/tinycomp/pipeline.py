@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from .relay.pass_infra import Pass, Sequential
+from .relay.passes.canonicalize_ops import CanonicalizeOps
+from .relay.passes.convert_layout import ConvertLayout
 from .relay.passes.dead_code_elimination import DeadCodeElimination
 from .relay.passes.eliminate_common_subexpr import EliminateCommonSubexpr
 from .relay.passes.fold_constant import FoldConstant
+from .relay.passes.fold_explicit_padding import FoldExplicitPadding
+from .relay.passes.fold_scale_axis import FoldScaleAxis
 from .relay.passes.fuse_ops import FuseOps
+from .relay.passes.simplify_expr import SimplifyExpr
+from .relay.passes.simplify_inference import SimplifyInference
 
 
 def default_pipeline(opt_level: int) -> Sequential:
-    """Imported relay to fused relay. Level 0 only wraps each operator in a kernel of its own."""
-    passes: list[Pass] = [FoldConstant(), EliminateCommonSubexpr(), DeadCodeElimination()]
-    return Sequential((*(passes if opt_level else []), FuseOps(fuse=opt_level >= 1)))
+    """Imported relay to fused relay.
+
+    Level 0 only makes every operator a kernel; 1 simplifies and fuses; 2 changes weights and
+    layouts too; 3 is for what may round differently.
+    """
+    passes: list[Pass] = [SimplifyInference()]
+    if opt_level >= 1:
+        passes += [CanonicalizeOps(), FoldConstant(), SimplifyExpr(), EliminateCommonSubexpr()]
+    if opt_level >= 2:
+        passes += [FoldExplicitPadding(), FoldScaleAxis(), FoldConstant()]
+        passes += [ConvertLayout(), FoldConstant(), SimplifyExpr(), EliminateCommonSubexpr()]
+    passes += [DeadCodeElimination(), FuseOps(fuse=opt_level >= 1)]
+    return Sequential(tuple(passes))
