@@ -334,3 +334,35 @@ RESIZE = [
 @pytest.mark.parametrize("case", RESIZE, ids=str)
 def test_resize(case: Case) -> None:
     check(case)
+
+
+MASK = np.random.default_rng(5).random((5, 6)) < 0.7
+MASK[:, 0] = True
+ATTENTION = [
+    Case("Attention", [f32(2, 3, 5, 4), f32(2, 3, 6, 4), f32(2, 3, 6, 7)], variable=3),
+    Case(
+        "Attention", [f32(2, 5, 12), f32(2, 6, 6), f32(2, 6, 8), f32(5, 6)],
+        {"q_num_heads": 4, "kv_num_heads": 2, "scale": 0.3}, 4,
+    ),
+    Case("Attention", [f32(1, 2, 5, 4), f32(1, 2, 6, 4), f32(1, 2, 6, 4), MASK], variable=4),
+    Case(
+        "Attention", [f32(1, 2, 5, 4, seed=k) for k in range(3)],
+        {"is_causal": 1, "softcap": 2.0}, 3,
+    ),
+    Case(
+        "Attention",
+        [*(f32(1, 2, 3, 4, seed=k) for k in range(3)), f32(3, 8), f32(1, 2, 5, 4), f32(1, 2, 5, 4)],
+        {}, 6, 3,
+    ),
+    Case("RotaryEmbedding", [f32(2, 3, 5, 8), f32(2, 5, 4), f32(2, 5, 4, seed=1)], variable=3),
+    Case(
+        "RotaryEmbedding",
+        [f32(2, 5, 16), f32(9, 3), f32(9, 3, seed=1), np.arange(10).reshape(2, 5) % 7],
+        {"num_heads": 2, "rotary_embedding_dim": 6, "interleaved": 1},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ATTENTION, ids=str)
+def test_attention(case: Case) -> None:
+    check(case)

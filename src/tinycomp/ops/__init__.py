@@ -13,6 +13,7 @@ from types import ModuleType
 from ..relay.op import OpSet
 from . import (
     activation,
+    attention,
     binary,
     control,
     conv,
@@ -40,6 +41,7 @@ FAMILIES: tuple[ModuleType, ...] = (
     *(unary, binary, reduce, shape, create, index, scatter, layout, control, einsum),
     *(quantize, quantized_matmul),
     *(matmul, conv, conv_transpose, pool, softmax, norm, activation, rnn, resize),
+    *(attention,),
 )
 
 

@@ -81,7 +81,6 @@ def _weight_dims(attrs: ConvAttrs, w: TensorType, op: str) -> tuple[Dim, Dim, tu
     """(output channels, input channels, kernel size) that the weight's type says."""
     layout = attrs.kernel_layout if isinstance(attrs, Conv2dAttrs) else "OIHW"
     if layout == "OIHW":
-        expect(dims_agree(w.shape[0], w.shape[0]), op)
         return w.shape[0], w.shape[1] * attrs.groups, w.shape[2:]
     assert isinstance(attrs, Conv2dAttrs)
     expect(attrs.data_layout == "NHWC", f"{op}: kernel layout {layout} needs data layout NHWC")
@@ -346,14 +345,16 @@ OPS: tuple[Op, ...] = (
 
 def add_channel_bias(node: OnnxNode, out: Atom, bias: Atom) -> Atom:
     """`out + bias` along channel axis 1."""
-    assert isinstance(out.type, TensorType) and isinstance(bias.type, TensorType)
+    assert isinstance(out.type, TensorType)
+    assert isinstance(bias.type, TensorType)
     shape = (bias.type.shape[0],) + (1,) * (out.type.rank - 2)
     return node.builder.call("add", out, node.builder.call("reshape", bias, newshape=shape))
 
 
 def convolve(node: OnnxNode, x: Atom, w: Atom, **attrs: Any) -> Atom:
     """nn.conv2d or nn.conv3d by the rank of `x`; one spatial axis becomes two."""
-    assert isinstance(x.type, TensorType) and isinstance(w.type, TensorType)
+    assert isinstance(x.type, TensorType)
+    assert isinstance(w.type, TensorType)
     call = node.builder.call
     if x.type.rank > 3:
         return call(f"nn.conv{x.type.rank - 2}d", x, w, **attrs)

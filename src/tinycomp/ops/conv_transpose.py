@@ -1,8 +1,8 @@
 """ONNX ConvTranspose, as one convolution followed by a rearrangement of its channels.
 
 With stride s, output position o = s * q + p collects x[q - t] * w[s * t + p] over t. So for each
-of the s phases p it is an ordinary convolution, with every s-th tap of the flipped kernel; all phases
-are computed as channels of one convolution of stride 1, and interleaved by reshape and
+of the s phases p it is an ordinary convolution with every s-th tap of the flipped kernel; all
+phases are computed as channels of one convolution of stride 1, and interleaved by reshape and
 transpose. No zeros are inserted between the data, so no multiplication is wasted on them.
 Method: the sub-pixel convolution of Shi et al., 2016 (arXiv 1609.07009).
 """

@@ -225,7 +225,8 @@ def scaled(node: OnnxNode, x: Atom, factor: float) -> Atom:
 
 def matmul(node: OnnxNode, a: Atom, b: Atom) -> Atom:
     """NumPy's matmul of operands of any rank; vectors are matrices of one row or column."""
-    assert isinstance(a.type, TensorType) and isinstance(b.type, TensorType)
+    assert isinstance(a.type, TensorType)
+    assert isinstance(b.type, TensorType)
     call, a_vector, b_vector = node.builder.call, a.type.rank == 1, b.type.rank == 1
     if a_vector:
         a = call("reshape", a, newshape=(1, *a.type.shape))

@@ -253,9 +253,7 @@ def _shaped(node: OnnxNode, index: int, shape: tuple[Dim, ...], default: float) 
     """Input `index` broadcast to `shape`; constant where it is absent."""
     b = node.builder
     if not node.has(index):
-        if not all(isinstance(d, int) for d in shape):
-            return b.call("broadcast_to", b.const(default, node.type(0).dtype), shape=shape)
-        return b.const(np.full(shape, default, node.type(0).dtype.numpy))
+        return b.call("broadcast_to", b.const(default, node.type(0).dtype), shape=shape)
     atom, type_ = node.input(index), node.type(index)
     if type_.dtype is not node.type(0).dtype:
         atom = b.call("cast", atom, dtype=node.type(0).dtype)
@@ -353,15 +351,15 @@ def _import_skip_norm(simplified: bool) -> OnnxImport:
 
     def convert(node: OnnxNode) -> list[Atom]:
         total = node.builder.call("add", node.input(0), node.input(1))
-        assert isinstance(total.type, TensorType)
         bias = 3 if simplified else 4
         if node.has(bias):
             total = node.builder.call("add", total, node.input(bias))
-        axis, epsilon = total.type.rank - 1, node.attr("epsilon", 1e-12)
+        shape = node.type(0).shape
+        axis, epsilon = len(shape) - 1, node.attr("epsilon", 1e-12)
         if simplified:
             out = rms_norm(node, total, node.input(2), (axis,), epsilon)
         else:
-            beta = _shaped(node, 3, total.type.shape[axis:], 0.0)
+            beta = _shaped(node, 3, shape[axis:], 0.0)
             out = node.builder.call(
                 "nn.layer_norm", total, node.input(2), beta, axis=axis, epsilon=epsilon
             )

@@ -87,13 +87,9 @@ def _counted_range(attrs: Pool2dAttrs, k: int, size: Any) -> tuple[int, Any] | N
     """The rows [low, high) along spatial axis `k` that an average counts; None if all are."""
     before, after = attrs.padding[k], attrs.padding[k + 2]
     if attrs.count_include_pad:
-        after = attrs.uncounted[k]
-        return (-before, size + (attrs.padding[k + 2] - after)) if after else None
+        uncounted = attrs.uncounted[k]
+        return (-before, size + (after - uncounted)) if uncounted else None
     return (0, size) if before or after else None
-
-
-def _clamp(op: BinaryOp, a: Any, b: Any) -> Expr:
-    return binary(op, a, b)
 
 
 def _window_count(attrs: Pool2dAttrs, x: Tensor, index: Sequence[Any]) -> Expr | int:
@@ -106,8 +102,8 @@ def _window_count(attrs: Pool2dAttrs, x: Tensor, index: Sequence[Any]) -> Expr |
             continue
         low, high = counted
         first, step = index[axis] * attrs.strides[k] - attrs.padding[k], attrs.dilation[k]
-        begin = _clamp(BinaryOp.MAX, (low - first + (step - 1)) // step, 0)
-        end = _clamp(BinaryOp.MIN, (high - first + (step - 1)) // step, attrs.pool_size[k])
+        begin = binary(BinaryOp.MAX, (low - first + (step - 1)) // step, 0)
+        end = binary(BinaryOp.MIN, (high - first + (step - 1)) // step, attrs.pool_size[k])
         count = (end - begin) * count
     return count
 
@@ -300,6 +296,8 @@ def _import_pool(op: str) -> OnnxImport:
 def _import_lp_pool(node: OnnxNode) -> Atom:
     kernel, p = tuple(node.attr("kernel_shape")), float(node.attr("p", 2))
     x, call = node.input(0), node.builder.call
+    if node.attr("ceil_mode", 0):
+        raise node.unsupported("ceil_mode=1")
     dtype = node.type(0).dtype
     powers = call("power", call("abs", x), node.builder.const(p, dtype))
     counted = OnnxNode(

@@ -224,7 +224,7 @@ def _reference(attrs: ResizeAttrs, arrays: Sequence[np.ndarray]) -> np.ndarray:
             np.take(x, index, axis=axis) * (1 if weight is None else weight.reshape(column))
             for index, weight in _taps(_NUMPY, attrs, k, o, n)
         ]
-        x = sum(parts[1:], parts[0])
+        x = np.sum(parts, axis=0, dtype=x.dtype) if len(parts) > 1 else parts[0]
     if outside.any():
         x = np.where(outside, np.asarray(attrs.extrapolation_value, x.dtype), x)
     return x.astype(dtype, copy=False)
@@ -274,7 +274,7 @@ def _sizes_and_scales(node: OnnxNode, axes: Sequence[int]) -> tuple[list[int], l
     if policy != "stretch":
         ratio = min(ratios) if policy == "not_larger" else max(ratios)
         ratios = [ratio] * len(axes)
-        sizes = [int(math.floor(n * ratio + 0.5)) for n in extents if isinstance(n, int)]
+        sizes = [math.floor(n * ratio + 0.5) for n in extents if isinstance(n, int)]
     return sizes, [float(np.float32(r)) for r in ratios]
 
 
@@ -289,12 +289,12 @@ def _import_resize(node: OnnxNode) -> Atom:
     if node.attr("antialias", 0) and any(s < 1 for s in scales):
         raise node.unsupported("antialias=1 when shrinking")
     shape = node.type(0).shape
+    crops = transformation == "tf_crop_and_resize"
     kept = [
-        k for k, axis in enumerate(axes)
-        if transformation == "tf_crop_and_resize" and isinstance(shape[axis], int)
-        or sizes[k] != shape[axis] and (isinstance(shape[axis], int) or scales[k] != 1.0)
-        or scales[k] != 1.0
-    ]  # fmt: skip
+        k
+        for k, axis in enumerate(axes)
+        if scales[k] != 1.0 or (isinstance(shape[axis], int) and (crops or sizes[k] != shape[axis]))
+    ]
     if not kept:
         return x
     if not all(isinstance(shape[axes[k]], int) for k in kept):

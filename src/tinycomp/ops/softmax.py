@@ -14,7 +14,7 @@ from ..relay.op import Attrs, Op, OpPattern, Sample
 from ..te.tensor import Tensor
 from ..types import TensorType, Type
 from .onnx_node import OnnxImport, OnnxNode
-from .window import accumulation_dtype, expect, stored, tensor_arg, widen
+from .window import accumulation_dtype, expect, tensor_arg, widen
 
 
 @dataclass(frozen=True)
