@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
-from ...ir.expr import FALSE, TRUE, IntImm, Var, all_of, const
+from ...ir.expr import FALSE, TRUE, Expr, IntImm, Var, all_of, const
 from ...te.simplify import Analyzer
 from ..nodes import For, ForKind, If, PrimFunc, Seq, Stmt
 from ..tree import child_statements, statements
 from .guards import Guard, comparisons, guards_of
 from .visit import NOTHING, Visit, copy, drive, make_if, rebuild_stmt, seq, substituter
 
-MAX_COST = 2048  # statements of a function after unrolling, beyond which nothing is copied
+MAX_GROWTH = 4  # statements of copies per statement of the function (after unrolling)
+MIN_BUDGET = 256  # statements of copies that even small functions may have
 VECTOR = 16  # lanes that count as one statement
 
 Range = tuple[int, int]  # first and last iteration
@@ -26,8 +27,9 @@ def loop_partition(func: PrimFunc) -> PrimFunc:
           if i.o*12 + i.i < 197: body       -->      for i.i in 12: if i.i < 5: body
 
     Guards are the comparisons in Ifs and in conditions of values (padding, concatenation), affine
-    in the loop's variable. A parallel loop stays one loop, with `if` in its body. So does a loop
-    whose guards involve more than constants: under `if` they all hold, its body has none.
+    in the loop's variable. A parallel loop stays one loop, with versions of its body under `if`;
+    so does a loop with guards in one part of its body only, or guards that involve more than
+    constants: under the `if` they hold.
     """
     return _Partition(func).run()
 
@@ -37,8 +39,8 @@ class _Partition:
         self.func = func
         self.analyzer = Analyzer()
         self.bound: set[Var] = set()
-        self.cold: set[Stmt] = set()  # slow versions
-        self.budget = MAX_COST - cost(func.body)
+        self.switches: set[Expr] = set()  # conditions whose else branch is rarely taken
+        self.budget = max(MIN_BUDGET, MAX_GROWTH * cost(func.body))
 
     def run(self) -> PrimFunc:
         body = drive(self.visit(self.func.body, True))
@@ -47,23 +49,18 @@ class _Partition:
     def visit(self, stmt: Stmt, hot: bool) -> Visit[Stmt]:
         """Partition the loops inside; `hot` is False where most iterations do not come."""
         if isinstance(stmt, For) and stmt.kind in (ForKind.SERIAL, ForKind.PARALLEL):
-            guards = self.guards(stmt)
-            fixed = [g for g in guards if g.rest is None]
-            place = _place(stmt.body, fixed)
-            ranges = self.ranges(stmt, fixed, place)
-            if len(ranges) > 1 and place is stmt.body and stmt.kind is ForKind.SERIAL:
+            ranges, guards = self.whole(stmt)
+            if len(ranges) > 1:
                 loops = []
-                for part in self.parts(stmt, fixed, ranges):
+                for part in self.parts(stmt, guards, ranges):
                     loops.append((yield self.visit(part, hot)))
                 return seq(loops)
-            if len(ranges) > 1:
-                stmt = self.branch(stmt, fixed, ranges, place)
-            if hot:
-                stmt = self.switch(stmt, [g for g in guards if g.rest is not None])
+            stmt = self.branches(stmt, hot)
         children = []
+        slow = stmt.otherwise if isinstance(stmt, If) and stmt.condition in self.switches else None
         for child in stmt.children():
             if isinstance(child, Stmt):
-                child = yield self.visit(child, hot and child not in self.cold)
+                child = yield self.visit(child, hot and child is not slow)
             children.append(child)
         return rebuild_stmt(stmt, children)
 
@@ -75,8 +72,48 @@ class _Partition:
                 self.analyzer.bind(inner.var, inner.min, inner.extent)
         return guards_of(loop, self.analyzer, [inner.var for inner in loops[1:]])
 
+    def whole(self, loop: For) -> tuple[list[Range], list[Guard]]:
+        """The ranges into which to split a serial loop, by guards that concern all its body."""
+        if loop.kind is not ForKind.SERIAL:
+            return [], []
+        groups = self.groups(loop).values()
+        guards = [g for place, group in groups if place is loop.body for g in group]
+        guards = [g for g in guards if g.rest is None]
+        return self.ranges(loop, guards, loop.body), guards
+
+    def branches(self, loop: For, hot: bool) -> For:
+        """The loop with versions of parts of its body, smallest parts first."""
+        handled: set[object] = set()
+        while True:
+            places: dict[tuple[Stmt, bool], list[Guard]] = {}
+            for key, (place, guards) in self.groups(loop).items():
+                if key not in handled:
+                    places.setdefault((place, guards[0].rest is None), []).extend(guards)
+            if not places:
+                return loop
+            place, is_fixed = min(places, key=lambda p: cost(p[0]))
+            guards = places[place, is_fixed]
+            handled |= {self.key(g, loop) for g in guards}
+            if not is_fixed:
+                loop = self.switch(loop, guards, place) if hot else loop
+            elif len(ranges := self.ranges(loop, guards, place)) > 1:
+                loop = self.branch(loop, guards, ranges, place)
+
+    def groups(self, loop: For) -> dict[object, tuple[Stmt, list[Guard]]]:
+        """Guards that change at the same iterations, with the statement they are all in."""
+        found: dict[object, list[Guard]] = {}
+        for guard in self.guards(loop):
+            found.setdefault(self.key(guard, loop), []).append(guard)
+        return {key: (_place(loop.body, guards), guards) for key, guards in found.items()}
+
+    def key(self, guard: Guard, loop: For) -> object:
+        """What two guards share that change at the same iterations."""
+        if guard.rest is None:
+            return guard.boundaries()
+        return self.analyzer.simplify(guard.always(loop.var))
+
     def ranges(self, loop: For, guards: list[Guard], place: Stmt) -> list[Range]:
-        """The loop's iterations cut where guards change; one range if that costs too much."""
+        """The loop's iterations cut where guards change; none if that costs too much."""
         if not isinstance(loop.min, IntImm) or not isinstance(loop.extent, IntImm):
             return []
         start, stop = loop.min.value, loop.min.value + loop.extent.value
@@ -84,7 +121,7 @@ class _Partition:
         ends = [start, *sorted(b for b in cuts if start < b < stop), stop]
         price = (len(ends) - 2) * cost(place)
         if price > self.budget:
-            return [(start, stop - 1)]
+            return []
         self.budget -= price
         return [(first, end - 1) for first, end in pairwise(ends)]
 
@@ -107,10 +144,9 @@ class _Partition:
             result = make_if(loop.var <= last, version, result)
         return replace(loop, body=substituter({place: result})(loop.body))
 
-    def switch(self, loop: For, guards: list[Guard]) -> For:
-        """Two versions of what `guards`, which are not about constants only, guard: one for when
-        all hold, without them. Only if one of them is inside a further loop."""
-        place = _place(loop.body, guards)
+    def switch(self, loop: For, guards: list[Guard], place: Stmt) -> For:
+        """Two versions of `place`, whose guards are not about constants only: one for when they
+        hold, without them. Only if one of them is inside a further loop."""
         nested = [s.body for s in statements(place) if isinstance(s, For)]
         inside = {c for body in nested for c in comparisons(body)}
         price = cost(place)
@@ -121,9 +157,8 @@ class _Partition:
             return loop
         self.budget -= price
         fast = substituter({g.condition: TRUE for g in guards})(place)
-        slow = copy(place)
-        self.cold.add(slow)
-        both = make_if(condition, fast, slow)
+        self.switches.add(condition)
+        both = make_if(condition, fast, copy(place))
         return replace(loop, body=substituter({place: both})(loop.body))
 
 
