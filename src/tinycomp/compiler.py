@@ -183,7 +183,7 @@ def optimize(module: IRModule, ctx: PassContext) -> IRModule:
     """Fused relay: every operator is in a primitive function, one per kernel."""
     from .pipeline import default_pipeline
 
-    return default_pipeline(ctx.opt_level).run(module, ctx)
+    return default_pipeline(ctx.opt_level, ctx.target).run(module, ctx)
 
 
 def assemble(

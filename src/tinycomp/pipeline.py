@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 from .relay.pass_infra import Pass, Sequential
+from .relay.passes.alter_op_layout import AlterOpLayout
 from .relay.passes.canonicalize_ops import CanonicalizeOps
 from .relay.passes.convert_layout import ConvertLayout
 from .relay.passes.dead_code_elimination import DeadCodeElimination
@@ -13,9 +16,11 @@ from .relay.passes.fold_scale_axis import FoldScaleAxis
 from .relay.passes.fuse_ops import FuseOps
 from .relay.passes.simplify_expr import SimplifyExpr
 from .relay.passes.simplify_inference import SimplifyInference
+from .schedules.tiles import choose_tile
+from .target import Target
 
 
-def default_pipeline(opt_level: int) -> Sequential:
+def default_pipeline(opt_level: int, target: Target) -> Sequential:
     """Imported relay to fused relay.
 
     Level 0 only makes every operator a kernel; 1 simplifies and fuses; 2 changes weights and
@@ -27,5 +32,7 @@ def default_pipeline(opt_level: int) -> Sequential:
     if opt_level >= 2:
         passes += [FoldExplicitPadding(), FoldScaleAxis(), FoldConstant()]
         passes += [ConvertLayout(), FoldConstant(), SimplifyExpr(), EliminateCommonSubexpr()]
+        tile_of = functools.partial(choose_tile, target=target)
+        passes += [AlterOpLayout(tile_of), FoldConstant(), SimplifyExpr(), EliminateCommonSubexpr()]
     passes += [DeadCodeElimination(), FuseOps(fuse=opt_level >= 1)]
     return Sequential(tuple(passes))
