@@ -155,8 +155,8 @@ def _split(builder: Builder, wide: Atom, axis: int, sizes: Sequence[int]) -> lis
     for size in sizes:
         begin[axis], end[axis] = position, position + size
         position += size
-        bounds = {"begin": tuple(begin), "end": tuple(end), "strides": ones}
-        parts.append(builder.call("strided_slice", wide, **bounds))
+        first, last = tuple(begin), tuple(end)
+        parts.append(builder.call("strided_slice", wide, begin=first, end=last, strides=ones))
     return parts
 
 

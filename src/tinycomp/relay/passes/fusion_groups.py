@@ -18,10 +18,11 @@ from ..nodes import Binding, Call, Constant, Function, Var
 from ..op import Op, OpPattern
 from .stitching import find_row_space, goes_past_reduction, is_composite, stitchable
 
-EXPENSIVE = frozenset(
-    "exp log log1p expm1 exp2 log2 erf tanh sigmoid sqrt rsqrt power sin cos tan asin acos atan "
-    "sinh cosh asinh acosh atanh atan2".split()
-)
+_EXPENSIVE_NAMES = """
+    exp log log1p expm1 exp2 log2 erf tanh sigmoid sqrt rsqrt power sin cos tan asin acos atan
+    sinh cosh asinh acosh atanh atan2
+"""
+EXPENSIVE = frozenset(_EXPENSIVE_NAMES.split())
 MOVES_ONCE = frozenset({"concatenate", "nn.pad", "reshape", "transpose", "strided_slice"})
 
 
@@ -44,7 +45,7 @@ def node_pattern(binding: Binding) -> OpPattern:
     if not isinstance(value, Call) or not isinstance(value.op, Op):
         return OpPattern.OPAQUE
     op = value.op
-    if is_composite(op) or op.name.startswith("nn.pack_"):
+    if is_composite(op):
         return OpPattern.OPAQUE  # a composite is fused by stitching only
     if op.pattern is OpPattern.COMM_REDUCE and op.name.startswith(("nn.", "image.")):
         return OpPattern.OUT_ELEMWISE_FUSABLE  # windows overlap: nothing may be fused into them
@@ -166,7 +167,8 @@ class Partitioner:
         for member in members:
             binding = self.bindings[member]
             value = binding.value
-            assert isinstance(value, Call) and isinstance(value.op, Op)
+            assert isinstance(value, Call)
+            assert isinstance(value.op, Op)
             inputs = [a for a in value.args if isinstance(a, Var) and a in costly]
             if value.op.name not in MOVES_ONCE and any(_grows(a, binding.var) for a in inputs):
                 return True
