@@ -38,11 +38,10 @@ MAX_WORKERS = 1023
 SPINS = 800
 """Pauses before sleeping: about 40 microseconds on current x86 CPUs."""
 
-_FUTEX = {"x86_64": 202, "aarch64": 98, "arm64": 98}
+_FUTEX = {"x86_64": 202, "aarch64": 98}
 _PAUSE = {
-    "x86_64": "call void @llvm.x86.sse2.pause()",
-    "aarch64": 'call void asm sideeffect "yield", ""()',
-    "arm64": 'call void asm sideeffect "yield", ""()',
+    "x86_64": ("declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"),
+    "aarch64": ("declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)"),
 }
 
 _DECLARATIONS = """
@@ -408,12 +407,12 @@ def emit_threadpool(target: Target) -> str:
             f"there is no thread pool for the target {target.triple}",
             hint="threads are supported on Linux for x86_64 and aarch64",
         )
-    is_x86 = architecture == "x86_64"
+    pause_declaration, pause = _PAUSE[architecture]
     values = {
         "futex": _FUTEX[architecture],
-        "pause": _PAUSE[architecture],
-        "pause_declaration": "declare void @llvm.x86.sse2.pause()" if is_x86 else "",
-        "spins": SPINS if is_x86 else SPINS * 16,
+        "pause": pause,
+        "pause_declaration": pause_declaration,
+        "spins": SPINS if architecture == "x86_64" else SPINS * 16,
         "max_workers": MAX_WORKERS,
         "everyone": MAX_WORKERS + 1,
         "num_threads": NUM_THREADS,

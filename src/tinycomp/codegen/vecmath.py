@@ -16,7 +16,7 @@ from .vecmath_f32 import FUNCTIONS, F
 
 ULP_BOUNDS: Mapping[str, float] = {
     "exp": 1.5, "exp2": 1.5, "expm1": 2, "log": 1.5, "log2": 2, "log10": 2, "log1p": 2.5,
-    "sin": 1.5, "cos": 1.5, "tan": 4, "asin": 2.5, "acos": 2.5, "atan": 2.5, "atan2": 3,
+    "sin": 2, "cos": 2, "tan": 4, "asin": 2.5, "acos": 2.5, "atan": 2.5, "atan2": 3,
     "sinh": 3, "cosh": 2.5, "tanh": 3, "asinh": 4, "acosh": 4, "atanh": 4,
     "erf": 2, "sigmoid": 3, "pow": 1, "rsqrt": 1.5,
 }  # fmt: skip
