@@ -31,7 +31,8 @@ class LoadedObject:
 
     def __init__(self, objects: Sequence[bytes], imports: Mapping[str, int]) -> None:
         machine = target_machine(Target.host())
-        empty = binding.parse_assembly("", binding.create_context())
+        # In the global context: the garbage collector could free one of our own before the engine.
+        empty = binding.parse_assembly("")
         for name, address in imports.items():
             binding.add_symbol(name, address)
         self._engine = binding.create_mcjit_compiler(empty, machine)
