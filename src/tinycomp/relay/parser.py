@@ -44,6 +44,7 @@ _NAME = r'%(?:\w+|"(?:[^"\\]|\\.)*")'
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _NUMBER = r"[-+]?(?:inf|nan|\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\b"
 _WORDS = {"True": True, "False": False, "None": None}
+_DTYPES = frozenset(DType)
 _CLOSE = {"(": ")", "[": "]"}
 _DIM_OPERATORS = {
     ast.Add: BinaryOp.ADD,
@@ -100,6 +101,7 @@ class _Parser:
         self.text, self.ops, self.constants = text, ops, constants
         self.position = 0
         self.dims: dict[str, DimVar] = {}
+        self.types: dict[str, TensorType] = {}
         self.loaded: dict[str, Constant] = {}
         self.hints: dict[type[Attrs], dict[str, Any]] = {}
         self.patterns: dict[str, re.Pattern[str]] = {}
@@ -107,12 +109,11 @@ class _Parser:
     # --- scanning -------------------------------------------------------------------------------
 
     def _match(self, pattern: str) -> re.Match[str] | None:
+        """The next piece of text, as group 1, after spaces and comments."""
         compiled = self.patterns.get(pattern)
         if compiled is None:
-            compiled = self.patterns[pattern] = re.compile(pattern)
-        skipped = _SKIP.match(self.text, self.position)
-        assert skipped is not None  # it matches the empty string
-        return compiled.match(self.text, skipped.end())
+            compiled = self.patterns[pattern] = re.compile(f"{_SKIP.pattern}({pattern})")
+        return compiled.match(self.text, self.position)
 
     def accept(self, pattern: str) -> str | None:
         """The next piece of text if it matches; None, with nothing consumed, otherwise."""
@@ -120,7 +121,7 @@ class _Parser:
         if match is None:
             return None
         self.position = match.end()
-        return match.group()
+        return match.group(1)
 
     def expect(self, pattern: str, what: str = "") -> str:
         found = self.accept(pattern)
@@ -328,15 +329,17 @@ class _Parser:
                 return result
 
     def _tensor_type(self) -> TensorType:
-        name = self.expect(r"\w+", "a type")
-        if name not in set(DType):
-            self.fail(f"there is no element type {name!r}")
-        self.expect(r"\[")
-        shape: list[Dim] = []
-        while not self.accept(r"\]"):
-            shape.append(self._dim(self.expect(r"(?:[^,\[\]()]|\([^()]*\))+", "a dimension")))
-            self._separator(r"\]")
-        return TensorType(tuple(shape), DType(name))
+        text = self.expect(r"\w+\s*\[[^\[\]\n]*\]", "a type")
+        known = self.types.get(text)  # a function has few types and names them often
+        if known is not None:
+            return known
+        name, _, rest = text.partition("[")
+        dtype = name.strip()
+        if dtype not in _DTYPES:
+            self.fail(f"there is no element type {dtype!r}")
+        dims = re.findall(r"(?:[^,()]|\([^()]*\))+", rest[:-1])
+        shape = tuple(self._dim(dim) for dim in dims if dim.strip())
+        return self.types.setdefault(text, TensorType(shape, DType(dtype)))
 
     def _dim(self, text: str) -> Dim:
         text = text.strip()

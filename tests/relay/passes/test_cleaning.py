@@ -132,7 +132,10 @@ CANONICAL = {
     "subtract": (["add"], lambda b, x: b.call("subtract", x, b.const([1.0, 2.0, 3.0, 0.0]))),
     "maximum with zero": (["nn.relu"], lambda b, x: b.call("maximum", b.const(0.0), x)),
     "minimum": (["clip"], lambda b, x: b.call("minimum", x, b.const([6.0, 6.0, 6.0, 6.0]))),
-    "minimum of a vector": (["minimum"], lambda b, x: b.call("minimum", x, b.const([1.0, 2.0, 3.0, 4.0]))),
+    "minimum of a vector": (
+        ["minimum"],
+        lambda b, x: b.call("minimum", x, b.const([1.0, 2.0, 3.0, 4.0])),
+    ),
     "maximum with NaN": (["maximum"], lambda b, x: b.call("maximum", x, b.const(np.nan))),
 }  # fmt: skip
 
