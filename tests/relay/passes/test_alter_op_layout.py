@@ -112,3 +112,9 @@ def test_nothing_chosen_changes_nothing():
     assert alter(f, lambda _: None) is f
     g = alter(f)
     assert alter(g) is g
+
+
+def test_triangles_need_the_rows_of_the_model():
+    b = Builder(OPS)
+    y = b.call("nn.matmul", b.param("x", (2, 3, 4)), weight(b, 4, 5))
+    check(b.finish(b.call("trilu", y, upper=False, k=0)))

@@ -209,3 +209,21 @@ def test_reshaped_layout_is_right_where_it_answers(data):
 def test_reshape_blocks_without_partner():
     assert reshape_blocks((0, 3), (3, 0)) is None
     assert reshape_blocks((), (1,)) is None
+
+
+def test_resizing_padding_and_repeating():
+    b = Builder(OPS)
+    y = conv(b, b.param("x", (1, 3, 4, 5)), 4)
+    y = b.call("image.resize", y, axes=(2, 3), size=(8, 7), scales=(2.0, 1.4), mode="linear")
+    y = b.call("nn.pad", y, pad_width=((0, 0), (1, 0), (0, 2), (0, 0)), mode="edge")
+    y = b.call("tile", y, reps=(1, 1, 2, 1))
+    check(b.finish(conv(b, y, 2)), transposes=2)
+
+
+def test_operators_that_look_at_the_place_get_their_own_layout():
+    b = Builder(OPS)
+    y = conv(b, b.param("x", (1, 3, 5, 5)), 4)
+    y = b.call("trilu", y, upper=True, k=0)
+    y = conv(b, y, 4)
+    stats = [b.const(np.full(4, v, np.float32)) for v in (2.0, 0.5, 0.1, 1.5)]
+    check(b.finish(b.call("nn.batch_norm", y, *stats)), transposes=4)

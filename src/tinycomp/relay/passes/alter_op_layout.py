@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from ...types import TensorType
 from ..builder import Builder
 from ..nodes import Atom, Binding, Call, Constant, Function, replace_args
-from ..op import Op, OpPattern
+from ..op import Op
 from ..pass_infra import FunctionPass, PassContext
+from .layouts import is_pointwise
 
 ChooseTile = Callable[[Binding], tuple[int, ...] | None]
 
@@ -101,7 +102,7 @@ class _Rewriter:
                 value.op, self.flat[source], attrs=value.attrs
             )
             return True
-        if value.op.pattern <= OpPattern.BROADCAST and name != "broadcast_to":
+        if is_pointwise(value.op):
             return self._elementwise(binding, value)
         return False
 

@@ -16,9 +16,18 @@ import numpy as np
 from ...types import TensorType
 from ..builder import Builder
 from ..nodes import Atom, Binding, Call, Constant, Function, Var, replace_args
-from ..op import Attrs, Op, OpPattern
+from ..op import Attrs, Op
 from ..pass_infra import FunctionPass, PassContext
-from .layouts import NHWC, Layout, compose, inverse, is_identity, keeps_order, reshaped_layout
+from .layouts import (
+    NHWC,
+    Layout,
+    compose,
+    inverse,
+    is_identity,
+    is_pointwise,
+    keeps_order,
+    reshaped_layout,
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,11 @@ class _Stored:
     sinks: bool
 
 
+def _rank(atom: Atom) -> int:
+    assert isinstance(atom.type, TensorType)
+    return atom.type.rank
+
+
 def _axis(attrs: Attrs, layout: Layout) -> Attrs:
     axis = attrs.axis % len(layout)  # type: ignore[attr-defined]
     return replace(attrs, axis=layout.index(axis))  # type: ignore[call-arg]
@@ -62,6 +76,11 @@ def _axis(attrs: Attrs, layout: Layout) -> Attrs:
 def _slice(attrs: Attrs, layout: Layout) -> Attrs:
     fields = {n: tuple(getattr(attrs, n)[a] for a in layout) for n in ("begin", "end", "strides")}
     return replace(attrs, **fields)
+
+
+def _axes(attrs: Attrs, layout: Layout) -> Attrs:
+    axes = tuple(layout.index(a % len(layout)) for a in attrs.axes)  # type: ignore[attr-defined]
+    return replace(attrs, axes=axes)  # type: ignore[call-arg]
 
 
 def _permuted(name: str) -> Callable[[Attrs, Layout], Attrs]:
@@ -80,6 +99,8 @@ SAME_LAYOUT: dict[str, Callable[[Attrs, Layout], Attrs]] = {
     "strided_slice": _slice,
     "nn.pad": _permuted("pad_width"),
     "tile": _permuted("reps"),
+    "broadcast_to": _permuted("shape"),
+    "image.resize": _axes,
 }
 REDUCTIONS = frozenset({"sum", "mean", "prod", "max", "min", "all", "any", "argmax", "argmin"})
 
@@ -163,19 +184,19 @@ class _Converter:
         sinking = [a for a in value.args if a in self.stored and self.stored[a].sinks]
         if not sinking:
             return False
-        main = max(sinking, key=lambda a: a.type.rank)  # type: ignore[union-attr]
+        main = max(sinking, key=_rank)
         layout = self.stored[main].layout
         if value.op.name == "reshape":
             return self._reshape(binding.var, value, layout)
         if value.op.name in REDUCTIONS:
             return self._reduction(binding.var, value, layout)
-        if value.op.name in SAME_LAYOUT:
+        if value.op.name in SAME_LAYOUT and _rank(binding.var) == _rank(main):
             args = [self.in_layout(a, layout) for a in value.args]
             attrs = SAME_LAYOUT[value.op.name](value.attrs, layout)
             return self._define(binding.var, self._call(value, *args, attrs=attrs), layout)
         if _is_nchw(binding):
             return self._layout_op(binding.var, value)
-        if value.op.pattern <= OpPattern.BROADCAST and value.op.name != "broadcast_to":
+        if is_pointwise(value.op):
             return self._elementwise(binding.var, value, layout)
         return False
 

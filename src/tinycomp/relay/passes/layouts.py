@@ -9,9 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...types import Dim
+from ..op import Op, OpPattern
 
 Layout = tuple[int, ...]
 NHWC: Layout = (0, 2, 3, 1)
+
+
+def is_pointwise(op: Op) -> bool:
+    """Whether the result at a place depends only on operands at that place, whatever the place.
+
+    So the operator may as well work on transposed or reshaped operands. (trilu looks at where it
+    is, nn.batch_norm at the channel axis.)
+    """
+    return op.pattern <= OpPattern.BROADCAST and op.stitchable and op.name != "nn.batch_norm"
 
 
 def inverse(layout: Layout) -> Layout:

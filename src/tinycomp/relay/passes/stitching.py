@@ -46,7 +46,7 @@ def stitchable(binding: Binding) -> bool:
     value = binding.value
     if not isinstance(value, Call) or isinstance(value.op, Function):
         return False
-    return value.op.stitchable or value.op.pattern <= OpPattern.BROADCAST
+    return value.op.stitchable
 
 
 def reduced_axes(value: Call) -> tuple[int, ...]:
