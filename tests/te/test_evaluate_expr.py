@@ -57,7 +57,7 @@ def test_casts_of_floats_outside_the_range():
 def test_intrinsics_keep_the_dtype(dtype):
     x = np.array([0.25, 0.75], DType(dtype).numpy)
     names = "exp log sqrt rsqrt erf sigmoid tanh floor round pow atan2 fma"
-    for name in names.split():  # noqa: SIM905
+    for name in names.split():
         args = {"pow": (x, x), "atan2": (x, x), "fma": (x, x, x)}.get(name, (x,))
         assert INTRINSIC[name](*args).dtype == x.dtype
 

@@ -90,14 +90,14 @@ def postorder(roots: Node | Iterable[Node]) -> list[Node]:
 
 def preorder(root: Node) -> Iterable[Node]:
     """Every node reachable from the root, parents before children, each once, in text order."""
-    stack, seen = [root], {root}
+    stack: list[Node] = [root]
+    seen: set[Node] = set()
     while stack:
         node = stack.pop()
-        yield node
-        for child in node.children()[::-1]:
-            if child not in seen:
-                seen.add(child)
-                stack.append(child)
+        if node not in seen:
+            seen.add(node)
+            yield node
+            stack.extend(node.children()[::-1])
 
 
 def fold(root: Node, handler: Callable[[Any, list[R]], R], memo: dict[Node, R] | None = None) -> R:
