@@ -35,7 +35,7 @@ from .nodes import (
     Var,
     While,
 )
-from .op import Attrs, OpSet
+from .op import NO_ATTRS, Attrs, OpSet
 from .text import content_hash
 from .verify import infer_type, verify_function, verify_module
 
@@ -201,19 +201,18 @@ class _Parser:
 
     def _value(self, env: dict[str, Var]) -> tuple[Any, Span, int]:
         """How to make the value from its nested functions, its span, the number of functions."""
-        if self.accept(r"if\("):
-            args, _, _ = self._arguments(env)
-            make = lambda f: If(args[0], f[0], f[1], tuple(args[1:]))  # noqa: E731
-            return make, self._span(), 2
-        if self.accept(r"while\("):
-            args, split, _ = self._arguments(env)
-            init, captured = tuple(args[:split]), tuple(args[split:])
-            return lambda f: While(f[0], f[1], init, captured), self._span(), 2
-        if self.accept(r"call\("):
-            args, _, _ = self._arguments(env)
-            return lambda f: Call(f[0], tuple(args), Attrs()), self._span(), 1
-        value = self._plain_value(env)
-        return lambda f: value, self._span(), 0
+        keyword = self.accept(r"(?:if|while|call)\(")
+        if keyword is None:
+            value = self._plain_value(env)
+            return lambda f: value, self._span(), 0
+        args, split, _ = self._arguments(env)
+        span = self._span()
+        if keyword == "if(":
+            return lambda f: If(args[0], f[0], f[1], tuple(args[1:])), span, 2
+        if keyword == "call(":
+            return lambda f: Call(f[0], tuple(args), NO_ATTRS), span, 1
+        init, captured = tuple(args[:split]), tuple(args[split:])
+        return lambda f: While(f[0], f[1], init, captured), span, 2
 
     def _plain_value(self, env: dict[str, Var]) -> Value:
         if self.accept(r"\("):
