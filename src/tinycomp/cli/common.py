@@ -90,8 +90,8 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("inputs")
     group.add_argument("--inputs", metavar="FILE.npz", help="arrays by input name")
     group.add_argument(
-        "--fill", choices=["random", "zeros", "ones"], default="random",
-        help="generated inputs, where --inputs gives none",
+        "--fill", choices=["random", "zeros", "ones"],
+        help="generate the inputs that --inputs does not give (default without it: random)",
     )  # fmt: skip
     group.add_argument("--seed", type=int, default=0, help="of --fill random")
 
@@ -153,15 +153,14 @@ def make_inputs(args: argparse.Namespace, specs: Sequence[ValueSpec]) -> dict[st
 
     from ..runtime.arrays import random_inputs
 
+    given = load_npz(args.inputs) if args.inputs else {}
+    if args.inputs and not args.fill:
+        return given
     inputs = random_inputs(specs, args.seed)
-    if args.fill != "random":
+    if args.fill in ("zeros", "ones"):
         fill = np.zeros_like if args.fill == "zeros" else np.ones_like
         inputs = {name: fill(array) for name, array in inputs.items()}
-    if args.inputs:
-        given = load_npz(args.inputs)
-        unknown = set(given) - set(inputs)
-        inputs = {**inputs, **given} if unknown or args.fill != "random" else given
-    return inputs
+    return {**inputs, **given}
 
 
 def load_npz(path: str) -> dict[str, np.ndarray]:

@@ -114,15 +114,20 @@ def check_names(given: Iterable[str], specs: Sequence[ValueSpec]) -> None:
         problems.append("missing " + ", ".join(map(repr, missing)))
     for name in given:
         if name not in expected:
-            close = difflib.get_close_matches(str(name), missing or expected, 1)
-            problems.append(
-                f"unknown {name!r}" + (f", did you mean {close[0]!r}?" if close else "")
-            )
+            close = _closest(str(name), missing or expected)
+            problems.append(f"unknown {name!r}" + (f", did you mean {close!r}?" if close else ""))
     if problems:
         raise InputError(
             f"inputs do not fit the model: {'; '.join(problems)}",
             hint="the model's inputs are " + ", ".join(map(str, specs)),
         )
+
+
+def _closest(name: str, candidates: Sequence[str]) -> str:
+    """The candidate that was probably meant, whatever its case; empty if none is near."""
+    folded = {candidate.casefold(): candidate for candidate in candidates}
+    close = difflib.get_close_matches(name.casefold(), folded, 1)
+    return folded[close[0]] if close else ""
 
 
 def bind_arguments(
