@@ -84,7 +84,6 @@ def work_of(op: ComputeOp) -> int:
 
 def parallel_outer(stage: Stage, axes: Sequence[Var], work: int) -> Var | None:
     """Fuse the loops and spread them over threads, if the work is worth it."""
-    axes = [a for a in axes if extent_of(stage, a) > 1] or list(axes[:1])
     if not axes:
         return None
     fused = stage.fuse(*axes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...diagnostics import ScheduleError
 from ...ir.expr import Var, const
 from ..nodes import For, PrimFunc
 from ..tree import replace_stmt, substitute_stmt
@@ -20,6 +21,12 @@ def fuse(func: PrimFunc, outer: Var, inner: Var) -> tuple[PrimFunc, Var]:
     """
     loops = chain(func, [outer, inner], "fuse")
     first, second = loops[0], loops[-1]
+    if len(loops) != 2 or first.var is not outer:
+        raise ScheduleError(
+            f"fuse({outer.name}, {inner.name}): {inner.name!r} is not directly inside {outer.name!r}",
+            hint="reorder the loops first, or name them outermost first",
+            excerpt=str(first),
+        )
     fused = Var(f"{outer.name}.{inner.name}.fused")
     values = {
         first.var: fused // second.extent + first.min,
