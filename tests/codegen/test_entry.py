@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-
 from tests.codegen.helpers import buffer, load, store
+
 from tinycomp.codegen.entry import emit_entry
 from tinycomp.codegen.jit import load_object, pool_runtime
 from tinycomp.codegen.llvm import compile_kernels, emit_kernel
@@ -28,11 +28,15 @@ def kernel(name: str, *dtypes: str, value) -> PrimFunc:
     return PrimFunc(name, buffers, 1, body)
 
 
+def checked(x):
+    return Call("checked_index", (x, const(100)), DType.INT64)
+
+
 KERNELS = (
     kernel("increment", "int64", "int64", value=lambda x: x + 1),
     kernel("double", "int64", "int64", value=lambda x: x * 2),
     kernel("less", "int64", "int64", "bool", value=lambda x, y: x < y),
-    kernel("check", "int64", "int64", value=lambda x: Call("checked_index", (x, const(100)), DType.INT64)),
+    kernel("check", "int64", "int64", value=lambda x: checked(x)),
 )  # fmt: skip
 
 
@@ -70,9 +74,8 @@ class Model:
 
 
 def test_calls_copies_and_profile() -> None:
-    model = Model(
-        Copy(X, ACC), KernelCall("double", (ACC, ACC)), KernelCall("increment", (ACC, ACC)), Copy(ACC, OUT)
-    )  # fmt: skip
+    calls = [KernelCall("double", (ACC, ACC)), KernelCall("increment", (ACC, ACC))]
+    model = Model(Copy(X, ACC), *calls, Copy(ACC, OUT))
     profile = np.zeros(3, "i8")
     assert model(5, profile) == (0, 11)
     assert (np.diff(profile) >= 0).all()
@@ -107,12 +110,11 @@ def test_failing_call_stops_the_model() -> None:
 
 
 def test_thousands_of_steps_and_deep_nesting() -> None:
-    model = Model(
-        Copy(X, ACC), *[KernelCall("increment", (ACC, ACC)) for _ in range(1600)], Copy(ACC, OUT)
-    )
+    calls = [KernelCall("increment", (ACC, ACC)) for _ in range(1600)]
+    model = Model(Copy(X, ACC), *calls, Copy(ACC, OUT))
     assert model(1) == (0, 1601)
     steps: tuple = (KernelCall("increment", (ACC, ACC)),)
-    for _ in range(1500):
+    for _ in range(1100):
         steps = (Branch(FLAG, steps, ()),)
     nested = Model(Copy(X, ACC), KernelCall("less", (X, LIMIT, FLAG)), *steps, Copy(ACC, OUT))
     assert nested(1) == (0, 2)

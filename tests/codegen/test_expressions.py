@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-
 from tests.codegen.helpers import Kernel, buffer, elementwise, load, loop, store
+
 from tinycomp.dtype import DType
 from tinycomp.ir.expr import (
     INTRINSICS,

@@ -7,8 +7,8 @@ import threading
 
 import numpy as np
 import pytest
-
 from tests.codegen.helpers import Kernel, buffer, load, loop, store
+
 from tinycomp.codegen.jit import pool_runtime
 from tinycomp.codegen.llvm import assembly, compile_kernels, emit_kernel
 from tinycomp.codegen.threadpool import emit_threadpool
@@ -82,8 +82,9 @@ def test_loop_bounds_and_if() -> None:
 def test_predicated_and_strided_access(dtype: DType) -> None:
     source, out = buffer("a", (32,), dtype), buffer("o", (3, 16), dtype)
     lane = Ramp(const(0), const(1), 16)
+    strided = Ramp(const(1), const(2), 16)
     body = Seq((
-        store(out, (const(0), lane), load(source, Ramp(const(1), const(2), 16), predicate=lane < 9)),
+        store(out, (const(0), lane), load(source, strided, predicate=lane < 9)),
         store(out, (const(1), lane), load(source, lane, predicate=lane < 5), lane < 7),
         store(out, (const(2), Ramp(const(15), const(-1), 16)), load(source, lane)),
     ))  # fmt: skip

@@ -371,5 +371,6 @@ def _costly_step(node: Node, children: list[bool]) -> bool:
 
 
 _CHEAP = frozenset(
-    "if_then_else neg not bit_not abs sqrt floor ceil trunc round nearbyint sign fma isnan isinf isfinite likely".split()
+    ["if_then_else", "neg", "not", "bit_not", "abs", "sqrt", "floor", "ceil", "trunc", "round"]
+    + ["nearbyint", "sign", "fma", "isnan", "isinf", "isfinite", "likely"]
 )

@@ -46,9 +46,9 @@ def load(
         return decode(b, _guarded_load(b, pointer, element, align, mask), dtype)
     mask = b.splat(mask, lanes)
     type_, zero = vector(element, lanes), literal(0, element, lanes)
-    suffix = f"v{lanes}{_short(element)}"
-    b.module.declare(f"llvm.masked.load.{suffix}.p0", type_, ["ptr", f"<{lanes} x i1>", type_])
-    text = f"call {type_} @llvm.masked.load.{suffix}.p0(ptr align {align} {pointer.text}, {mask}, {zero})"
+    name = f"llvm.masked.load.v{lanes}{_short(element)}.p0"
+    b.module.declare(name, type_, ["ptr", f"<{lanes} x i1>", type_])
+    text = f"call {type_} @{name}(ptr align {align} {pointer.text}, {mask}, {zero})"
     return decode(b, b.emit(text, element, lanes), dtype)
 
 

@@ -16,7 +16,7 @@ from ..ir.expr import TRUE, Call, Expr, IntImm, Load, Var, as_int, variables
 from ..ir.node import preorder
 from ..tir.nodes import Alloc, Buffer, Evaluate, For, ForKind, If, PrimFunc, Scope, Seq, Stmt, Store
 from . import memory
-from .builder import FunctionBuilder, ModuleBuilder, Value, literal
+from .builder import ELEMENT, FunctionBuilder, ModuleBuilder, Value, literal
 from .expressions import Bindings, ExprEmitter, access_of
 from .runtime_abi import PARALLEL_FOR
 
@@ -275,13 +275,9 @@ class StatementEmitter:
 
 def emit_kernel_body(module: ModuleBuilder, func: PrimFunc, workspace: Workspace) -> bool:
     """Emit the kernel and its outlined loops; whether it can fail at run time."""
-    qualifier = "" if func.attrs.get("inplace") else " noalias"
     names = [f"p{i}" for i in range(len(func.params))]
     params = [("ptr noalias", "rt")]
-    params += [
-        (f"ptr{qualifier} align {param_alignment(func, buffer)}", name)
-        for buffer, name in zip(func.params, names, strict=True)
-    ]
+    params += zip((pointer_type(func, buffer) for buffer in func.params), names, strict=True)
     if not workspace.is_empty:
         params.append(("ptr noalias align 64", "workspace"))
     b = FunctionBuilder(module, func.name, params)
@@ -293,59 +289,61 @@ def emit_kernel_body(module: ModuleBuilder, func: PrimFunc, workspace: Workspace
     emitter.run(func.body)
     b.ret()
     b.finish()
-    can_fail = bindings.can_fail
-    for outlined in emitter.outlined:
-        can_fail |= _emit_outlined(module, func, outlined, workspace)
-    return can_fail
+    failures = [_emit_outlined(module, func, loop, workspace) for loop in emitter.outlined]
+    return bindings.can_fail or any(failures)
 
 
-def param_alignment(func: PrimFunc, buffer: Buffer) -> int:
-    """A caller's array is only as aligned as its elements; planned memory is 64-byte aligned."""
-    return 64 if func.attrs.get("aligned") else buffer.dtype.itemsize
+def pointer_type(func: PrimFunc, buffer: Buffer) -> str:
+    """The type and attributes of a buffer's address as a parameter.
+
+    A caller's array is only as aligned as its elements; planned memory is 64-byte aligned.
+    """
+    is_planned = func.attrs.get("aligned") or buffer not in func.params
+    align = 64 if is_planned else buffer.dtype.itemsize
+    return f"ptr align {align}" if func.attrs.get("inplace") else f"ptr noalias align {align}"
+
+
+_SHARE = (("i64", "begin"), ("i64", "end"), ("i64", "thread"))
 
 
 def _emit_outlined(
     module: ModuleBuilder, func: PrimFunc, outlined: OutlinedLoop, workspace: Workspace
 ) -> bool:
-    """The loop body as a function with parameters, so that buffers keep `noalias`, and the
-    function that unpacks the environment and calls it."""
-    names = [f"v{i}_" for i in range(len(outlined.vars))]
-    names += [f"b{i}_" for i in range(len(outlined.buffers))]
-    types = ["i64"] * len(outlined.vars) + ["ptr"] * len(outlined.buffers)
-    qualifier = "" if func.attrs.get("inplace") else " noalias"
-    params = [("ptr", "rt"), ("ptr", "workspace"), *zip(types, names, strict=True)]
-    declared = [
-        ("ptr noalias", "rt"), ("ptr", "workspace"), *zip(types, names, strict=True)
-    ]  # fmt: skip
-    for i, buffer in enumerate(outlined.buffers):
-        align = param_alignment(func, buffer) if buffer in func.params else 64
-        declared[2 + len(outlined.vars) + i] = (
-            f"ptr{qualifier} align {align}", names[len(outlined.vars) + i]
-        )  # fmt: skip
-    share = [("i64", "begin"), ("i64", "end"), ("i64", "thread")]
+    """The body of a parallel loop as a function of what it captures, so that buffers are `noalias`
+    parameters there too; whether it can fail."""
+    types = [ELEMENT[v.dtype] for v in outlined.vars]
+    types += [pointer_type(func, buffer) for buffer in outlined.buffers]
+    captured = [(type_, f"c{i}_") for i, type_ in enumerate(types)]
+    params = [("ptr noalias", "rt"), ("ptr", "workspace"), *captured]
+    _emit_unpacking(module, outlined.name, [type_.split()[0] for type_, _ in params])
 
-    entry = FunctionBuilder(module, outlined.name, [("ptr", "env"), *share], linkage="internal")
-    loaded = [
-        entry.load(type_, entry.gep(Value("%env", "ptr"), "i64", literal(i, "i64")))
-        for i, (type_, _) in enumerate(params)
-    ]
-    operands = ", ".join(map(str, loaded)) + ", i64 %begin, i64 %end, i64 %thread"
-    entry.line(f"call void @{outlined.name}.body({operands})")
-    entry.ret()
-    entry.finish()
-
-    b = FunctionBuilder(module, f"{outlined.name}.body", declared + share, linkage="internal")
+    b = FunctionBuilder(module, f"{outlined.name}.body", [*params, *_SHARE], linkage="internal")
     if workspace.private_bytes:
         offset = b.op("mul", Value("%thread", "i64"), literal(workspace.private_bytes, "i64"))
         offset = b.op("add", offset, literal(workspace.shared_bytes, "i64"))
         pointer = b.gep(Value("%workspace", "ptr"), "i8", offset)
         b.line(f"%slot = bitcast {pointer} to ptr")
-    bindings = Bindings(Value("%rt", "ptr"), non_negative=set(outlined.non_negative))
-    for item, type_, name in zip((*outlined.vars, *outlined.buffers), types, names, strict=True):
-        where: dict[Any, Value] = bindings.vars if type_ == "i64" else bindings.buffers
-        where[item] = Value(f"%{name}", type_)
+    values = [Value(f"%{name}", type_.split()[0]) for type_, name in captured]
+    count = len(outlined.vars)
+    bindings = Bindings(
+        Value("%rt", "ptr"),
+        vars=dict(zip(outlined.vars, values[:count], strict=True)),
+        buffers=dict(zip(outlined.buffers, values[count:], strict=True)),
+        non_negative=set(outlined.non_negative),
+    )
     emitter = StatementEmitter(b, bindings, workspace, is_outlined=True)
     emitter.share_of_loop(outlined.loop, Value("%begin", "i64"), Value("%end", "i64"))
     b.ret()
     b.finish()
     return bindings.can_fail
+
+
+def _emit_unpacking(module: ModuleBuilder, name: str, types: list[str]) -> None:
+    """The function that the thread pool calls: reads the environment, and calls the body."""
+    b = FunctionBuilder(module, name, [("ptr", "env"), *_SHARE], linkage="internal")
+    env = Value("%env", "ptr")
+    fields = [b.load(type_, b.gep(env, "i64", literal(i, "i64"))) for i, type_ in enumerate(types)]
+    share = [Value(f"%{name}", type_) for type_, name in _SHARE]
+    b.line(f"call void @{name}.body({', '.join(map(str, fields + share))})")
+    b.ret()
+    b.finish()
