@@ -7,6 +7,7 @@ from tinycomp.relay.nodes import Constant
 from tinycomp.relay.passes.fold_explicit_padding import FoldExplicitPadding
 from tinycomp.relay.passes.fold_scale_axis import FoldScaleAxis
 from tinycomp.relay.passes.simplify_inference import SimplifyInference
+from tinycomp.relay.passes.to_mixed_precision import ToMixedPrecision
 
 
 @pytest.fixture
@@ -129,3 +130,14 @@ def test_padding_that_must_stay(builder, rng, apply):
     ]
     f = builder.finish(results)
     assert apply(f, FoldExplicitPadding(), exact=False, rtol=1e-4) is f
+
+
+def test_mixed_precision(builder, rng, apply, names):
+    x = builder.param("x", (3, 4))
+    y = builder.call("nn.matmul", x, builder.const(weights(rng, 4, 5)))
+    z = builder.call("nn.matmul", x, builder.const(weights(rng, 4, 5)))
+    f = builder.finish(builder.call("subtract", y, z))
+    result = apply(f, ToMixedPrecision(), exact=False, rtol=0.3)
+    assert names(result) == ["cast", "nn.matmul", "cast", "nn.matmul", "cast", "subtract"]
+    assert str(result.bindings[1].args[1].type) == "bfloat16[4, 5]"
+    assert result.ret_type == f.ret_type
