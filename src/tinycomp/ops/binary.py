@@ -30,6 +30,7 @@ from .common import (
     tensors,
 )  # fmt: skip
 from .onnx_node import OnnxImport, OnnxNode
+from .unary import cast_to
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,7 @@ def _compute_where(attrs: Attrs, inputs: Any, out: TensorType) -> list[Any]:
     return [compute(out.shape, element, name="where")]
 
 
+_CONDITION = np.array([True, False, True])
 WHERE = Op(
     "where",
     OpPattern.BROADCAST,
@@ -205,12 +207,12 @@ WHERE = Op(
     _compute_where,
     lambda attrs, arrays: np.where(*arrays).astype(arrays[1].dtype),
     samples=lambda: (
-        Sample((sample_array((3, 1), DType.BOOL), sample_array((3, 4)), sample_array((4,), seed=1))),
-        Sample((sample_array((4,), DType.BOOL), sample_array((), DType.INT64), sample_array((2, 4), DType.INT64))),
+        Sample((_CONDITION[:, None], sample_array((3, 4)), sample_array((4,), seed=1))),
+        Sample((_CONDITION, sample_array((), DType.INT64), sample_array((2, 3), DType.INT64))),
     ),
     stitchable=True,
     doc="a where the condition holds, b elsewhere, with broadcasting (ONNX Where).",
-)  # fmt: skip
+)
 
 OPS: tuple[Op, ...] = (*(_binary_op(row) for row in BINARY), WHERE)
 
@@ -244,8 +246,6 @@ def _import_mean(node: OnnxNode) -> Atom:
 
 def _import_pow(node: OnnxNode) -> Atom:
     """Pow: the exponent may have another dtype; the result has the base's."""
-    from .unary import cast_to
-
     x, y, b = node.input(0), node.input(1), node.builder
     base, exponent = node.type(0).dtype, node.type(1).dtype
     if base is exponent or base.is_float:

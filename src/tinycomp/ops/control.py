@@ -1,4 +1,7 @@
-"""ONNX importers of If, Loop and Scan. What is decided while importing leaves no control flow behind."""
+"""ONNX importers of If, Loop and Scan.
+
+What is decided while importing leaves no control flow behind.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +136,9 @@ def _while(node: OnnxNode, body: Subgraph, go: Atom, state: list[Atom]) -> list[
 
     step, captured = body.close(types, finish)
     trips = _scalar(node, node.input(0)) if node.has(0) else None
-    operands = tuple(dict.fromkeys((*captured, *([trips] if isinstance(trips, Var) else []))))
+    operands = captured
+    if isinstance(trips, Var) and trips not in captured:
+        operands = (*captured, trips)
     states = step.params[: len(types)]
     step = _with_params(step, (*states, *captured), (*states, *operands))
     test = _loop_test(b, types, operands, trips)

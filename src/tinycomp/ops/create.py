@@ -141,8 +141,14 @@ ONE_HOT = Op(
     _np_one_hot,
     OneHotAttrs,
     lambda: (
-        Sample((np.array([1, -1, 7]), np.asarray(3, np.float32), np.asarray(-1, np.float32)), OneHotAttrs(5, -1)),
-        Sample((np.array([[0, 2], [1, 0]]), np.asarray(1, np.int32), np.asarray(0, np.int32)), OneHotAttrs(3, 1)),
+        Sample(
+            (np.array([1, -1, 7]), np.asarray(3, np.float32), np.asarray(-1, np.float32)),
+            OneHotAttrs(5, -1),
+        ),
+        Sample(
+            (np.array([[0, 2], [1, 0]]), np.asarray(1, np.int32), np.asarray(0, np.int32)),
+            OneHotAttrs(3, 1),
+        ),
     ),
     doc="(indices, on, off): `on` where the new axis' position is the index; others are all `off`.",
 )

@@ -189,7 +189,7 @@ GATHER_ND = Op(
         Sample((sample_array((2, 3, 4)), np.array([[[1]], [[2]]])), GatherNdAttrs(1)),
         Sample((sample_array((2, 3)), np.array([[[0, 1]], [[1, 0]]])), GatherNdAttrs()),
     ),
-    doc="(data, indices): the last axis of indices holds positions on several axes (ONNX GatherND).",
+    doc="(data, indices): the last axis of indices holds places on several axes (GatherND).",
 )
 
 
@@ -348,7 +348,7 @@ TOPK = Op(
         Sample((sample_array((6, 2), DType.INT32),), TopkAttrs(4, 0, False)),
         Sample((sample_array((9,), DType.INT32),), TopkAttrs(9, 0)),
     ),
-    doc="The k largest or smallest elements, in order, and their indices; first come equal ones first.",
+    doc="The k largest or smallest elements and their indices; equal ones keep their order.",
 )
 
 OPS: tuple[Op, ...] = (TAKE, GATHER, GATHER_ND, REVERSE_SEQUENCE, CUMSUM, TOPK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,7 @@ def _import_split(node: OnnxNode) -> list[Atom]:
         raise ModelError(f"Split: parts {sizes} do not add up to axis {axis} of {node.type(0)}")
     bounds = np.cumsum([0, *sizes]).tolist()
     x = node.input(0)
-    return [slice_axis(node, x, axis, b, e) for b, e in zip(bounds, bounds[1:], strict=False)]
+    return [slice_axis(node, x, axis, b, e) for b, e in pairwise(bounds)]
 
 
 def _import_tile(node: OnnxNode) -> Atom:

@@ -11,11 +11,12 @@ import numpy as np
 
 from .. import te
 from ..dtype import DType
-from ..ir.expr import Expr, const, select
+from ..ir.expr import Expr, cast, const, product, select
 from ..relay.nodes import Atom
 from ..relay.op import Attrs, Op, OpPattern, Sample
 from ..te.tensor import IterVar, Tensor, compute, reduce_axis
 from ..types import Dim, TensorType
+from .binary import divide, np_trunc_divide
 from .common import (
     BOOLS,
     NUMBERS,
@@ -80,22 +81,14 @@ def _compute_reduction(name: str, attrs: ReduceAttrs, inputs: Any, out: TensorTy
     total = compute(out.shape, element, name=name if name != "mean" else "mean_sum")
     if name == "mean":
         count = te_count(x, attrs.axis, working)
-        return [compute(out.shape, lambda *i: _mean(total(*i), count).astype(x.dtype), name=name)]
+        return [compute(out.shape, lambda *i: divide(total(*i), count).astype(x.dtype), name=name)]
     if working is not x.dtype:
         return [compute(out.shape, lambda *i: total(*i).astype(x.dtype), name=f"{name}_cast")]
     return [total]
 
 
-def _mean(total: Expr, count: Expr) -> Expr:
-    from .binary import divide
-
-    return divide(total, count)
-
-
 def te_count(x: Tensor, axes: Sequence[int], dtype: DType) -> Expr:
     """How many elements a reduction over `axes` of `x` combines, as a `dtype` expression."""
-    from ..ir.expr import cast, product
-
     return cast(product([x.shape[a] for a in axes]), dtype)
 
 
@@ -112,8 +105,6 @@ def _reference(
 def _np_mean(x: np.ndarray, axis: tuple[int, ...], keepdims: bool) -> np.ndarray:
     if DType.of(x.dtype).is_float:
         return np.mean(x, axis=axis, keepdims=keepdims)
-    from .binary import np_trunc_divide
-
     total = np.asarray(np.sum(x, axis=axis, keepdims=keepdims, dtype=x.dtype))
     count = np.asarray(np.prod([x.shape[a] for a in axis]), x.dtype)
     return np_trunc_divide(total, count)
@@ -170,9 +161,16 @@ def _reduce_op(name: str) -> Op:
         return TensorType(reduced_shape(name, x, attrs.axis, attrs.keepdims), x.dtype)
 
     return Op(
-        name, OpPattern.COMM_REDUCE, infer, partial(_compute_reduction, name), partial(_reference, function),
-        ReduceAttrs, partial(_samples, dtypes), stitchable=True, doc=f"The {name} over axes.",
-    )  # fmt: skip
+        name,
+        OpPattern.COMM_REDUCE,
+        infer,
+        partial(_compute_reduction, name),
+        partial(_reference, function),
+        ReduceAttrs,
+        partial(_samples, dtypes),
+        stitchable=True,
+        doc=f"The {name} over axes.",
+    )
 
 
 def _arg_reducer(largest: bool, select_last: bool) -> Callable[..., Any]:

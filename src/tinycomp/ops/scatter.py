@@ -14,7 +14,6 @@ import numpy as np
 
 from .. import te
 from ..diagnostics import TypeMismatch
-from ..dtype import DType
 from ..ir.expr import BinaryOp, Expr, all_of, binary, const, if_then_else
 from ..relay.nodes import Atom
 from ..relay.op import Attrs, Op, OpPattern, Sample
@@ -121,8 +120,10 @@ def _compute_scatter_elements(
 
     def place(i: Any, k: Any) -> Any:
         # Clamped, since updates may be smaller than x; `hit` is false where that matters.
-        at = [i[d] if x.shape[d] is indices.shape[d] else binary(BinaryOp.MIN, i[d], indices.shape[d] - 1)
-              for d in range(x.ndim)]  # fmt: skip
+        at = [
+            i[d] if extent is x.shape[d] else binary(BinaryOp.MIN, i[d], extent - 1)
+            for d, extent in enumerate(indices.shape)
+        ]
         at[axis] = k[0].var if isinstance(k[0], IterVar) else k[0]
         return at
 
@@ -161,7 +162,7 @@ SCATTER_ELEMENTS = Op(
         )
         for axis, reduction in ((0, "none"), (1, "none"), (0, "add"), (0, "mul"), (1, "max"))
     ),
-    doc="(data, indices, updates): data with one element replaced per index (ONNX ScatterElements).",
+    doc="(data, indices, updates): data with one element replaced per index (ScatterElements).",
 )
 
 
@@ -206,6 +207,7 @@ def _np_scatter_nd(attrs: ScatterNdAttrs, arrays: Any) -> np.ndarray:
     return _np_write(attrs.reduction, x, where, updates)
 
 
+_X = sample_array((4, 3))
 SCATTER_ND = Op(
     "scatter_nd",
     OpPattern.OPAQUE,
@@ -214,12 +216,12 @@ SCATTER_ND = Op(
     _np_scatter_nd,
     ScatterNdAttrs,
     lambda: (
-        Sample((sample_array((4, 3)), np.array([[1], [-1], [1]]), sample_array((3, 3), seed=1)), ScatterNdAttrs()),
-        Sample((sample_array((4, 3)), np.array([[1, 2], [0, 0]]), sample_array((2,), seed=1)), ScatterNdAttrs("add")),
-        Sample((sample_array((3,), DType.INT32), np.array([2]), sample_array((), DType.INT32)), ScatterNdAttrs("max")),
+        Sample((_X, np.array([[1], [-1], [1]]), sample_array((3, 3), seed=1)), ScatterNdAttrs()),
+        Sample((_X, np.array([[1, 2], [0, 0]]), sample_array((2,), seed=1)), ScatterNdAttrs("add")),
+        Sample((_X, np.array([2]), sample_array((3,), seed=1)), ScatterNdAttrs("max")),
     ),
     doc="(data, indices, updates): data with slices replaced (ONNX ScatterND).",
-)  # fmt: skip
+)
 
 OPS: tuple[Op, ...] = (SCATTER_ELEMENTS, SCATTER_ND)
 

@@ -1,4 +1,4 @@
-"""Operators that move elements: reshape, transpose, broadcast_to, concatenate, strided_slice, tile."""
+"""Operators that move elements: `reshape transpose broadcast_to concatenate strided_slice tile`."""
 
 from __future__ import annotations
 
@@ -349,8 +349,11 @@ TILE = Op(
         [d * r for d, r in zip(arrays[0].shape, attrs.reps, strict=True)]
     ),
     TileAttrs,
-    lambda: (Sample((sample_array((2, 3)),), TileAttrs((2, 1))), Sample((sample_array((1, 3)),), TileAttrs((4, 2)))),
+    lambda: (
+        Sample((sample_array((2, 3)),), TileAttrs((2, 1))),
+        Sample((sample_array((1, 3)),), TileAttrs((4, 2))),
+    ),
     doc="The whole array repeated along each axis.",
-)  # fmt: skip
+)
 
 OPS: tuple[Op, ...] = (RESHAPE, TRANSPOSE, BROADCAST_TO, CONCATENATE, STRIDED_SLICE, TILE)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..dtype import DType
-from ..ir.expr import Expr, call, cast, const, select
-from ..relay.nodes import Atom
+from ..ir.expr import BinaryOp, Expr, binary, call, cast, const, select
+from ..relay.nodes import Atom, Constant
 from ..relay.op import Attrs, Op, OpPattern, Sample
 from ..te.tensor import compute
 from ..types import TensorType
@@ -80,14 +80,12 @@ def _absolute(x: Expr) -> Expr:
 def _sign(x: Expr) -> Expr:
     if x.dtype.is_float:
         return call("sign", x)
-    one = const(1, x.dtype)
-    return select(x > 0, one, select(x < 0, const(-1, x.dtype), 0)) if not x.dtype.is_unsigned else (
-        select(x > 0, one, 0))  # fmt: skip
+    zero, one = const(0, x.dtype), const(1, x.dtype)
+    below = zero if x.dtype.is_unsigned else select(x < 0, const(-1, x.dtype), zero)
+    return select(x > 0, one, below)
 
 
 def _relu(x: Expr) -> Expr:
-    from ..ir.expr import BinaryOp, binary
-
     return binary(BinaryOp.MAX, x, 0)
 
 
@@ -179,10 +177,15 @@ def _elementwise(name: str, element: Callable[[Any, Expr], Expr]) -> Callable[..
 
 
 def _attr_unary(
-    name: str, attrs_type: type[Attrs], element: Callable[[Any, Expr], Expr],
-    reference: Callable[[Any, np.ndarray], np.ndarray], result: Callable[[Any, TensorType], TensorType],
-    dtypes: frozenset[DType], samples: Callable[[], Iterable[Sample]], doc: str,
-) -> Op:  # fmt: skip
+    name: str,
+    attrs_type: type[Attrs],
+    element: Callable[[Any, Expr], Expr],
+    reference: Callable[[Any, np.ndarray], np.ndarray],
+    result: Callable[[Any, TensorType], TensorType],
+    dtypes: frozenset[DType],
+    samples: Callable[[], Iterable[Sample]],
+    doc: str,
+) -> Op:
     """An elementwise operator with attributes."""
 
     def infer(attrs: Any, types: Any) -> TensorType:
@@ -210,8 +213,6 @@ def _cast_samples() -> Iterable[Sample]:
 
 
 def _clip(attrs: ClipAttrs, x: Expr) -> Expr:
-    from ..ir.expr import BinaryOp, binary
-
     if attrs.a_min is not None:
         x = binary(BinaryOp.MAX, x, const(attrs.a_min, x.dtype))
     return x if attrs.a_max is None else binary(BinaryOp.MIN, x, const(attrs.a_max, x.dtype))
@@ -307,8 +308,6 @@ def cast_to(node: OnnxNode, x: Atom, dtype: DType) -> Atom:
 
 
 def _import_clip(node: OnnxNode) -> Atom:
-    from ..relay.nodes import Constant
-
     x, b = node.input(0), node.builder
     bounds = [node.inputs[i] if node.has(i) else None for i in (1, 2)]
     if all(v is None or isinstance(v, Constant) for v in bounds):

@@ -195,3 +195,32 @@ def test_long_chains_import_without_recursion():
     graph = helper.make_graph(nodes, "g", info[:1], info[1:])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     assert run(from_onnx(proto), f32(1))[0].item() == n + 1
+
+
+def _nested(depth):
+    """`depth` If nodes inside each other, the innermost branches computing Relu and Neg of x."""
+    b = helper.make_tensor_value_info("c", TensorProto.BOOL, [])
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy")
+    node = helper.make_node("Relu", ["x"], ["y0"])
+    for level in range(depth):
+        out = helper.make_tensor_value_info(f"y{level}", TensorProto.FLOAT, [1])
+        other = helper.make_tensor_value_info(f"n{level}", TensorProto.FLOAT, [1])
+        negated = helper.make_graph(
+            [helper.make_node("Neg", ["x"], [f"n{level}"])], "e", [], [other]
+        )
+        branches = {
+            "then_branch": helper.make_graph([node], "t", [], [out]),
+            "else_branch": negated,
+        }
+        name = "y" if level == depth - 1 else f"y{level + 1}"
+        node = helper.make_node("If", ["c"], [name], **branches)
+    graph = helper.make_graph([node], "g", [b, x], [y])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 28)])
+
+
+def test_deep_nesting_works_up_to_protobufs_limit():
+    module = from_onnx(_nested(32))
+    assert run(module, True, f32(2))[0].item() == 2
+    assert run(module, False, f32(2))[0].item() == -2
+    with pytest.raises(ModelError, match="nests subgraphs"):
+        from_onnx(_nested(200))

@@ -1,5 +1,7 @@
 """Files that are not what they should be get an error that says so."""
 
+import contextlib
+
 import numpy as np
 import onnx
 import pytest
@@ -40,10 +42,8 @@ def test_missing_file_and_folder(tmp_path):
 def test_every_truncation_is_a_model_error():
     data = parser.parse_model(RELU).SerializeToString()
     for length in range(len(data) - 1):
-        try:
+        with contextlib.suppress(ModelError):
             from_onnx(data[:length])
-        except ModelError:
-            pass
     assert from_onnx(data).output_names == ("y",)
 
 

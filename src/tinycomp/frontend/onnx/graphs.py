@@ -10,6 +10,9 @@ from onnx import AttributeProto, GraphProto, NodeProto
 
 from ...diagnostics import ModelError, Span
 
+# Protobuf refuses to parse messages deeper than 100; a subgraph is three messages.
+MAX_NESTING = 33
+
 
 def node_name(node: NodeProto, index: int) -> str:
     """The node's name, or `Op#index` if it has none."""
@@ -28,13 +31,15 @@ def subgraphs(node: NodeProto) -> list[GraphProto]:
 
 
 def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """`graph` and every graph nested in it."""
-    stack = [graph]
+    """`graph` and every graph nested in it, none deeper than a serialised model can hold."""
+    stack = [(graph, 0)]
     while stack:
-        current = stack.pop()
+        current, depth = stack.pop()
+        if depth > MAX_NESTING:
+            raise ModelError(f"graph {graph.name!r} nests subgraphs more than {MAX_NESTING} deep")
         yield current
         for node in current.node:
-            stack.extend(subgraphs(node))
+            stack.extend((inner, depth + 1) for inner in subgraphs(node))
 
 
 def reads(node: NodeProto) -> set[str]:

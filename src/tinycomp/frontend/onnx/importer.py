@@ -47,8 +47,9 @@ def from_onnx(
         TypeMismatch: a node was given types that its operator does not accept.
 
     >>> from onnx import parser
-    >>> text = '<ir_version: 9, opset_import: ["": 20]> g (float[2] x) => (float[2] y) {y = Relu(x)}'
-    >>> from_onnx(parser.parse_model(text)).output_names
+    >>> text = "g (float[2] x) => (float[2] y) {y = Relu(x)}"
+    >>> header = '<ir_version: 9, opset_import: ["": 20]>'
+    >>> from_onnx(parser.parse_model(header + text)).output_names
     ('y',)
     """
     proto = normalize(read_model(model))
@@ -101,7 +102,8 @@ def _check_supported(graph: onnx.GraphProto, importers: Mapping[str, OnnxImport]
             for key, number in count.most_common()
         ]
         raise UnsupportedModel(
-            f"the model uses {len(count)} operator(s) that tinycomp cannot import: {'; '.join(lines)}"
+            f"the model uses {len(count)} operator(s) that tinycomp cannot import: "
+            + "; ".join(lines)
         )
 
 
@@ -117,7 +119,7 @@ class Scope:
     ) -> None:
         self.builder, self.importers, self.parent = builder, importers, parent
         self.values: dict[str, Atom] = {}
-        self.captures: list[tuple[Atom, Var]] = []
+        self.captures: dict[Atom, Var] = {}
 
     def define(self, name: str, value: Atom) -> None:
         self.values[name] = value
@@ -147,12 +149,9 @@ class Scope:
     def _enter(self, value: Atom, name: str, outer: Builder) -> Atom:
         if self.builder is outer or not isinstance(value, Var):
             return value
-        for captured, param in self.captures:
-            if captured is value:
-                return param
-        param = self.builder.param(name, value.type)
-        self.captures.append((value, param))
-        return param
+        if value not in self.captures:
+            self.captures[value] = self.builder.param(name, value.type)
+        return self.captures[value]
 
     def run(self, graph: onnx.GraphProto) -> list[Atom]:
         """Import the nodes of a graph whose inputs are defined; its outputs."""
@@ -225,12 +224,13 @@ class Subgraph:
         if finish is not None:
             outputs = finish(builder, inputs, outputs)
         result: Any = outputs if len(outputs) != 1 or finish is not None else outputs[0]
-        return builder.finish(result), tuple(value for value, _ in scope.captures)
+        return builder.finish(result), tuple(scope.captures)
 
     def _run(self, scope: Scope, inputs: Sequence[Atom]) -> list[Atom]:
         if len(inputs) != len(self.graph.input):
             raise ModelError(
-                f"subgraph {self.graph.name!r} takes {len(self.graph.input)} inputs, got {len(inputs)}"
+                f"subgraph {self.graph.name!r} takes {len(self.graph.input)} inputs, "
+                f"got {len(inputs)}"
             )
         for info, value in zip(self.graph.input, inputs, strict=True):
             scope.define(info.name, value)

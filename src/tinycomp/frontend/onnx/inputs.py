@@ -48,7 +48,8 @@ def input_types(
     if unknown:
         raise UnsupportedModel(
             f"the model has inputs of unknown size ({'; '.join(unknown)})",
-            hint="give sizes with --dim NAME=VALUE (dims=) or --input-shapes INPUT:[...] (input_shapes=)",
+            hint="give sizes with --dim NAME=VALUE (dims=) "
+            "or --input-shapes INPUT:[...] (input_shapes=)",
         )
     return result
 
@@ -73,7 +74,8 @@ def _check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             raise InputError(
-                f"the model has no {what} {name!r}; it has: {', '.join(map(repr, known)) or 'none'}",
+                f"the model has no {what} {name!r}; it has: "
+                + (", ".join(map(repr, known)) or "none"),
                 hint=f"did you mean {close[0]!r}?" if close else "",
             )
 
@@ -81,6 +83,7 @@ def _check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:
 def _settle(
     name: str, shape: Sequence[int], declared: list[int | str] | None, known: dict[str, int]
 ) -> None:
+    """Check a given shape against the declared one, and learn its symbolic dimensions."""
     if any(not isinstance(d, int) or d < 0 for d in shape):
         raise InputError(f"shape {list(shape)} of input {name!r} must be made of sizes >= 0")
     if declared is None:
@@ -90,8 +93,11 @@ def _settle(
             f"input {name!r} has rank {len(declared)} {declared}, the given shape is {list(shape)}"
         )
     for axis, (size, dim) in enumerate(zip(shape, declared, strict=True)):
-        fixed = known.setdefault(dim, size) if isinstance(dim, str) and dim != "?" else dim
-        if fixed not in (size, "?"):
-            raise InputError(f"axis {axis} of input {name!r} is {dim} = {fixed}, the given shape says {size}"
-                             if isinstance(dim, str) else
-                             f"axis {axis} of input {name!r} is fixed to {dim}, the given shape says {size}")  # fmt: skip
+        if dim == "?":
+            continue
+        fixed = known.setdefault(dim, size) if isinstance(dim, str) else dim
+        if fixed != size:
+            what = f"{dim} = {fixed}" if isinstance(dim, str) else f"fixed to {dim}"
+            raise InputError(
+                f"axis {axis} of input {name!r} is {what}, the given shape says {size}"
+            )

@@ -9,7 +9,7 @@ import onnx
 from onnx import GraphProto, ModelProto, inliner, version_converter
 
 from ...diagnostics import UnsupportedModel
-from .graphs import newest_opset
+from .graphs import all_graphs, newest_opset
 from .values import array_of
 
 # Tensors above this many bytes do not go through the version converter, which copies and
@@ -96,8 +96,6 @@ def _convert(skeleton: ModelProto, weights: dict[str, np.ndarray]) -> ModelProto
 
 def _needs_conversion(skeleton: ModelProto) -> bool:
     """Whether some operator changed between the model's opset and the newest one."""
-    from .graphs import all_graphs
-
     opset = opset_of(skeleton)
     types = {
         n.op_type for g in all_graphs(skeleton.graph) for n in g.node if n.domain in ("", "ai.onnx")

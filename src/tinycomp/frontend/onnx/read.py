@@ -56,7 +56,8 @@ def parse(data: bytes, name: str) -> onnx.ModelProto:
         ) from None
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(
-            f"{name} is not an ONNX model: it has no {'opset' if proto.HasField('graph') else 'graph'}",
+            f"{name} is not an ONNX model: it has no "
+            + ("opset" if proto.HasField("graph") else "graph"),
             hint="the file may be truncated, or be another kind of protobuf",
         )
     return proto
@@ -84,8 +85,8 @@ def _refuse_external(proto: onnx.ModelProto, what: str) -> None:
     for tensor in proto.graph.initializer:
         if external_data_helper.uses_external_data(tensor):
             raise ModelError(
-                f"initializer {tensor.name!r} keeps its data in another file, which a model given as "
-                f"{what} does not have",
+                f"initializer {tensor.name!r} keeps its data in another file, which a model "
+                f"given as {what} does not have",
                 hint="give the path of the model file instead",
             )
 
@@ -101,7 +102,7 @@ def _load_external(proto: onnx.ModelProto, path: Path) -> None:
         except (onnx.checker.ValidationError, OSError, ValueError) as error:
             raise ModelError(
                 f"the external data of tensor {tensor.name!r} cannot be loaded: {error}",
-                hint="keep the data file in the model's folder, under the name it was exported with",
+                hint="keep the data file in the model's folder, under its original name",
             ) from None
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]

@@ -12,7 +12,8 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from ...diagnostics import ModelError, UnsupportedModel
 from ...dtype import DType
 
-_FROM_ONNX: dict[int, DType] = {getattr(TensorProto, {"float32": "FLOAT", "float64": "DOUBLE"}.get(d, d.upper())): d for d in DType}  # fmt: skip
+_ONNX_NAME = {DType.FLOAT32: "FLOAT", DType.FLOAT64: "DOUBLE"}
+_FROM_ONNX = {TensorProto.DataType.Value(_ONNX_NAME.get(d, d.upper())): d for d in DType}
 # Sub-byte integers are held one per byte; what reads them (DequantizeLinear) sees the same numbers.
 _WIDENED = {"int4": np.int8, "uint4": np.uint8, "int2": np.int8, "uint2": np.uint8}
 _DTYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype"})
