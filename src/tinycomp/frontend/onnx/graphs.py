@@ -10,9 +10,6 @@ from onnx import AttributeProto, GraphProto, NodeProto
 
 from ...diagnostics import ModelError, Span
 
-# Protobuf refuses to parse messages deeper than 100; a subgraph is three messages.
-MAX_NESTING = 33
-
 
 def node_name(node: NodeProto, index: int) -> str:
     """The node's name, or `Op#index` if it has none."""
@@ -31,15 +28,13 @@ def subgraphs(node: NodeProto) -> list[GraphProto]:
 
 
 def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """`graph` and every graph nested in it, none deeper than a serialised model can hold."""
-    stack = [(graph, 0)]
+    """`graph` and every graph nested in it."""
+    stack = [graph]
     while stack:
-        current, depth = stack.pop()
-        if depth > MAX_NESTING:
-            raise ModelError(f"graph {graph.name!r} nests subgraphs more than {MAX_NESTING} deep")
+        current = stack.pop()
         yield current
         for node in current.node:
-            stack.extend((inner, depth + 1) for inner in subgraphs(node))
+            stack.extend(subgraphs(node))
 
 
 def reads(node: NodeProto) -> set[str]:

@@ -193,7 +193,10 @@ class Scope:
 
 
 class Subgraph:
-    """A graph attribute of If or Loop: `ops.control` imports it inline or as a function."""
+    """A graph attribute of If or Loop: `ops.control` imports it inline or as a function.
+
+    Importing a nested graph recurses, at most 33 deep: protobuf limits the nesting of messages.
+    """
 
     def __init__(self, graph: onnx.GraphProto, scope: Scope) -> None:
         self.graph, self.scope = graph, scope
