@@ -157,7 +157,7 @@ def build(model: Model, options: Options, cache: Cache, report: Reporter) -> Art
     report("optimize", 0, 1)
     ctx = PassContext(default_ops(), options.target, options.opt_level)
     parameters = parameter_count(module)
-    module = optimize(module, ctx)
+    module = optimize(module, ctx, options.target)
     kernels = compile_kernels(module.main, options, cache, report)
     report("plan memory", 0, 1)
     return assemble(module, kernels, options, parameters)
@@ -179,11 +179,11 @@ def import_model(model: Model, options: Options) -> IRModule:
     )
 
 
-def optimize(module: IRModule, ctx: PassContext) -> IRModule:
+def optimize(module: IRModule, ctx: PassContext, target: Target) -> IRModule:
     """Fused relay: every operator is in a primitive function, one per kernel."""
     from .pipeline import default_pipeline
 
-    return default_pipeline(ctx.opt_level, ctx.target).run(module, ctx)
+    return default_pipeline(ctx.opt_level, target).run(module, ctx)
 
 
 def assemble(

@@ -51,7 +51,8 @@ class CompiledKernel:
     @staticmethod
     def from_bytes(data: bytes) -> CompiledKernel:
         size = int.from_bytes(data[:4], "little")
-        return CompiledKernel(*json.loads(data[4 : 4 + size]), data[4 + size :])
+        name, shared, per_thread, can_fail, flops = json.loads(data[4 : 4 + size])
+        return CompiledKernel(name, shared, per_thread, can_fail, flops, data[4 + size :])
 
 
 def primitive_functions(main: Function) -> dict[str, Function]:

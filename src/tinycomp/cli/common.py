@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
+import math
 import re
 import sys
 import zipfile
@@ -113,8 +115,6 @@ def load_or_compile(args: argparse.Namespace, path: str) -> Module:
 
 def compile_model(args: argparse.Namespace, path: str) -> Module:
     """Compile an ONNX file with the command's options and show progress on stderr."""
-    import dataclasses
-
     from ..compiler import compile_with
     from ..config import Config
 
@@ -182,7 +182,20 @@ def load_npz(path: str) -> dict[str, np.ndarray]:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, default=str))
+    """JSON on stdout. Dataclasses become objects; NaN and infinities, which it lacks, strings."""
+    print(json.dumps(_plain(value), indent=1))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def note(text: str) -> None:

@@ -28,7 +28,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def allocate(shape: tuple[int, ...], dtype: np.dtype, nbytes: int) -> tuple[np.ndarray, int]:
     """What `aligned_empty` gives, and its address; for callers that know its `nbytes`."""
     raw = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = ctypes.addressof(_Byte.from_buffer(raw))  # twice as fast as the array interface
+    start = ctypes.addressof(_Byte.from_buffer(raw.data))  # faster than the array interface
     offset = -start % ALIGNMENT
     return np.ndarray(shape, dtype, raw, offset), start + offset
 
