@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ from .llvm import compile_kernels, target_machine
 from .runtime_abi import PARALLEL_FOR, POOL_CREATE, POOL_ENTER
 from .threadpool import emit_threadpool
 
+_linking = threading.Lock()  # symbols given to the linker are global to the process
+
 
 class LoadedObject:
     """Object code in memory. It stays until `close` or until this object is collected."""
@@ -33,12 +36,13 @@ class LoadedObject:
         machine = target_machine(Target.host())
         # In the global context: the garbage collector could free one of our own before the engine.
         empty = binding.parse_assembly("")
-        for name, address in imports.items():
-            binding.add_symbol(name, address)
         self._engine = binding.create_mcjit_compiler(empty, machine)
-        for data in objects:
-            self._engine.add_object_file(binding.ObjectFileRef.from_data(data))
-        self._engine.finalize_object()
+        with _linking:
+            for name, address in imports.items():
+                binding.add_symbol(name, address)
+            for data in objects:
+                self._engine.add_object_file(binding.ObjectFileRef.from_data(data))
+            self._engine.finalize_object()
 
     def address(self, symbol: str) -> int:
         """The address of a function or variable.
