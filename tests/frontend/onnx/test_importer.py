@@ -222,3 +222,10 @@ def test_deep_nesting_works_up_to_protobufs_limit():
     module = from_onnx(_nested(31))  # protobuf itself refuses messages 100 deep
     assert run(module, True, f32(2))[0].item() == 2
     assert run(module, False, f32(2))[0].item() == -2
+
+
+def test_an_old_form_that_cannot_be_converted_is_refused():
+    body = """g (float[1, 2] x, float[1, 2, 2] z) => (float[2] y)
+        {s = Squeeze <axes = [0]> (x) y = Identity(s) u = Upsample <mode = "nearest"> (z, y)}"""
+    with pytest.raises(UnsupportedModel):
+        from_onnx(model(body, opset=9))

@@ -8,13 +8,14 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, inliner, version_converter
 
-from ...diagnostics import UnsupportedModel
-from .graphs import all_graphs, newest_opset
+from ...diagnostics import Span, UnsupportedModel
+from .graphs import all_graphs, newest_opset, node_name
 from .values import array_of
 
 # Tensors above this many bytes do not go through the version converter, which copies and
 # serialises the whole model (and cannot at 2 GB). Small ones may be attributes it must read.
 SET_ASIDE_BYTES = 1024
+_CHANGED_IN_13 = frozenset({"Softmax", "LogSoftmax", "Hardmax"})  # axis meant "from here on"
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,9 @@ def _convert(skeleton: ModelProto, weights: dict[str, np.ndarray]) -> ModelProto
         skeleton.graph.input.append(info)
     try:
         return version_converter.convert_version(skeleton, newest_opset())
-    except (RuntimeError, onnx.checker.ValidationError, version_converter.ConvertError):
-        return skeleton  # the importers take the newest form, and say so where this is another
+    except (RuntimeError, onnx.checker.ValidationError, version_converter.ConvertError) as error:
+        _check_unconverted(skeleton, error)
+        return skeleton
 
 
 def _needs_conversion(skeleton: ModelProto) -> bool:
@@ -101,6 +103,25 @@ def _needs_conversion(skeleton: ModelProto) -> bool:
         n.op_type for g in all_graphs(skeleton.graph) for n in g.node if n.domain in ("", "ai.onnx")
     }
     return any(_since(op, opset) != _since(op, newest_opset()) for op in types)
+
+
+def _check_unconverted(skeleton: ModelProto, error: Exception) -> None:
+    """Refuse a model that could not be converted and would mean another thing as it is."""
+    opset = opset_of(skeleton)
+    for graph in all_graphs(skeleton.graph):
+        for index, node in enumerate(graph.node):
+            if node.domain not in ("", "ai.onnx") or not _since(node.op_type, newest_opset()):
+                continue
+            known = onnx.defs.get_schema(node.op_type).attributes
+            old_form = any(a.name not in known for a in node.attribute)
+            if old_form or (node.op_type in _CHANGED_IN_13 and opset < 13):
+                reason = str(error).strip().splitlines()
+                raise UnsupportedModel(
+                    f"{node.op_type} has the form of opset {opset}, and the model could not be "
+                    f"converted to opset {newest_opset()}: {reason[-1] if reason else error!r}",
+                    span=Span((node_name(node, index),)),
+                    hint="export the model with a newer opset",
+                ) from None
 
 
 def _since(op_type: str, opset: int) -> int:
