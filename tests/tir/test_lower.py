@@ -37,14 +37,18 @@ def floats(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-@pytest.mark.parametrize(("m", "n", "k"), [(24, 32, 5), (13, 16, 3), (5, 21, 4), (1, 7, 1), (19, 40, 2)])
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(24, 32, 5), (13, 16, 3), (5, 21, 4), (1, 7, 1), (19, 40, 2)]
+)
 def test_register_tile(m, n, k):
     mr, nr = 6, 16
     blocks = -(-n // nr)
     a = te.placeholder((m, k), name="A")
     b = te.placeholder((blocks, k, nr), name="B")
     r = te.reduce_axis((0, k), name="k")
-    c = te.compute((m, n), lambda i, j: reduce_sum(a[i, r] * b[j // nr, r, j % nr], axis=r), name="C")
+    c = te.compute(
+        (m, n), lambda i, j: reduce_sum(a[i, r] * b[j // nr, r, j % nr], axis=r), name="C"
+    )
     d = te.compute((m, n), lambda i, j: c[i, j] + 1.0, name="D")
     s = create_schedule(d, [a, b])
     io, ii = s[d].split("i", mr)
@@ -130,9 +134,7 @@ def test_concatenation(kind):
     a, b, c = (te.placeholder((6, n), name=f"A{n}") for n in (5, 16, 3))
     out = te.compute(
         (6, 24),
-        lambda i, j: if_then_else(
-            j < 5, a[i, j], if_then_else(j < 21, b[i, j - 5], c[i, j - 21])
-        ),
+        lambda i, j: if_then_else(j < 5, a[i, j], if_then_else(j < 21, b[i, j - 5], c[i, j - 21])),
         name="concat",
     )
     s = create_schedule(out, [a, b, c])

@@ -165,6 +165,9 @@ def _apply(
         if isinstance(stmt, Store) and stmt.buffer in moved:
             buffer, lows = moved[stmt.buffer]
             stmt = replace(stmt, buffer=buffer, indices=shifted(stmt.indices, lows))
+        if isinstance(stmt, For) and CARRIES in stmt.annotations:
+            others = {k: v for k, v in stmt.annotations.items() if k != CARRIES}
+            stmt = replace(stmt, annotations=others)
         for buffer in reversed(places.get(node, ())):
             stmt = Alloc(buffer, stmt)
         return stmt

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ...ir.expr import Binary, BinaryOp, Call, Expr, IntImm, Select, Var
-from ...ir.node import postorder
+from ...ir.node import fold, postorder
 from ...te.simplify import Analyzer
-from ..nodes import For, If, Stmt
+from ..nodes import If, Stmt
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,42 @@ class Guard:
         return (total if self.rest is None else total + self.rest) >= 0
 
 
-def comparisons(body: Stmt) -> list[Expr]:
-    """The integer comparisons that conditions in `body` consist of, each once."""
-    conditions: list[Expr] = []
-    for node in postorder(body):
+class Comparisons:
+    """The integer comparisons that the conditions in a statement consist of, each once.
+
+    Calling it is cheap for statements made of parts that it has seen.
+    """
+
+    def __init__(self) -> None:
+        self._memo: dict[Any, tuple[Expr, ...]] = {}
+
+    def __call__(self, stmt: Stmt) -> tuple[Expr, ...]:
+        return fold(stmt, self._step, self._memo)
+
+    def _step(self, node: Any, parts: list[tuple[Expr, ...]]) -> tuple[Expr, ...]:
+        found = [p for p in parts if p]
         if isinstance(node, If | Select):
-            conditions.append(node.condition)
+            found.append(atoms(node.condition))
         elif isinstance(node, Call) and node.name == "if_then_else":
-            conditions.append(node.args[0])
-    found: dict[Expr, None] = {}
-    while conditions:
-        node = conditions.pop()
+            found.append(atoms(node.args[0]))
+        if len(found) < 2:
+            return found[0] if found else ()
+        return tuple(dict.fromkeys(c for part in found for c in part))
+
+
+def atoms(condition: Expr) -> tuple[Expr, ...]:
+    """The comparisons that a condition is made of."""
+    found: list[Expr] = []
+    stack = [condition]
+    while stack:
+        node = stack.pop()
         if isinstance(node, Binary) and node.op in (BinaryOp.AND, BinaryOp.OR):
-            conditions += [node.a, node.b]
+            stack += [node.a, node.b]
         elif isinstance(node, Call) and node.name in ("likely", "not"):
-            conditions.append(node.args[0])
+            stack.append(node.args[0])
         elif is_comparison(node):
-            found[node] = None
-    return list(found)
+            found.append(node)
+    return tuple(found)
 
 
 def is_comparison(node: Expr) -> bool:
@@ -116,10 +134,3 @@ def guard_of(condition: Expr, var: Var, inner: set[Var], analyzer: Analyzer) -> 
             depends = depends or var in mentioned
             rest = term * factor if rest is None else rest + term * factor
     return Guard(condition, coefficient, low, high, rest) if depends else None
-
-
-def guards_of(loop: For, analyzer: Analyzer, inner: Iterable[Var]) -> list[Guard]:
-    """The guards of a loop; `analyzer` knows the loops around, itself and those inside."""
-    inside = set(inner)
-    found = (guard_of(c, loop.var, inside, analyzer) for c in comparisons(loop.body))
-    return [g for g in found if g is not None]

@@ -10,8 +10,8 @@ from ...ir.expr import FALSE, TRUE, Expr, IntImm, Var, all_of, const
 from ...te.simplify import Analyzer
 from ..nodes import For, ForKind, If, PrimFunc, Seq, Stmt
 from ..tree import child_statements, statements
-from .guards import Guard, comparisons, guards_of
-from .visit import NOTHING, Visit, copy, drive, make_if, rebuild_stmt, seq, substituter
+from .guards import Comparisons, Guard, atoms, guard_of
+from .visit import Visit, copy, drive, is_nothing, make_if, rebuild_stmt, seq, substituter
 
 MAX_GROWTH = 4  # statements of copies per statement of the function (after unrolling)
 MIN_BUDGET = 256  # statements of copies that even small functions may have
@@ -38,6 +38,7 @@ class _Partition:
     def __init__(self, func: PrimFunc) -> None:
         self.func = func
         self.analyzer = Analyzer()
+        self.comparisons = Comparisons()
         self.bound: set[Var] = set()
         self.switches: set[Expr] = set()  # conditions whose else branch is rarely taken
         self.budget = max(MIN_BUDGET, MAX_GROWTH * cost(func.body))
@@ -65,12 +66,17 @@ class _Partition:
         return rebuild_stmt(stmt, children)
 
     def guards(self, loop: For) -> list[Guard]:
+        conditions = self.comparisons(loop.body)
+        if not conditions:
+            return []
         loops = [s for s in statements(loop) if isinstance(s, For)]
         for inner in loops:
             if inner.var not in self.bound:
                 self.bound.add(inner.var)
                 self.analyzer.bind(inner.var, inner.min, inner.extent)
-        return guards_of(loop, self.analyzer, [inner.var for inner in loops[1:]])
+        inside = {inner.var for inner in loops[1:]}
+        found = (guard_of(c, loop.var, inside, self.analyzer) for c in conditions)
+        return [g for g in found if g is not None]
 
     def whole(self, loop: For) -> tuple[list[Range], list[Guard]]:
         """The ranges into which to split a serial loop, by guards that concern all its body."""
@@ -104,13 +110,29 @@ class _Partition:
         found: dict[object, list[Guard]] = {}
         for guard in self.guards(loop):
             found.setdefault(self.key(guard, loop), []).append(guard)
-        return {key: (_place(loop.body, guards), guards) for key, guards in found.items()}
+        return {key: (self.place(loop.body, guards), guards) for key, guards in found.items()}
 
     def key(self, guard: Guard, loop: For) -> object:
         """What two guards share that change at the same iterations."""
         if guard.rest is None:
             return guard.boundaries()
         return self.analyzer.simplify(guard.always(loop.var))
+
+    def place(self, body: Stmt, guards: list[Guard]) -> Stmt:
+        """The part of `body` to make versions of: all of it, or the one statement of an innermost
+        sequence that all guards are in."""
+        wanted = {g.condition for g in guards}
+        place = node = body
+        while True:
+            inside = [
+                c for c in child_statements(node) if not wanted.isdisjoint(self.comparisons(c))
+            ]
+            here = isinstance(node, If) and not wanted.isdisjoint(atoms(node.condition))
+            if here or len(inside) != 1:
+                return place
+            if isinstance(node, Seq):
+                place = inside[0]
+            node = inside[0]
 
     def ranges(self, loop: For, guards: list[Guard], place: Stmt) -> list[Range]:
         """The loop's iterations cut where guards change; none if that costs too much."""
@@ -125,12 +147,17 @@ class _Partition:
         self.budget -= price
         return [(first, end - 1) for first, end in pairwise(ends)]
 
-    def parts(self, loop: For, guards: list[Guard], ranges: list[Range]) -> Iterator[For]:
-        """One loop per range, without the guards that the range decides."""
+    def parts(self, loop: For, guards: list[Guard], ranges: list[Range]) -> Iterator[Stmt]:
+        """One loop per range (no loop for one iteration), without the guards it decides."""
         for first, last in ranges:
             body = _decided(loop.body, guards, first, last)
-            part = replace(loop, min=const(first), extent=const(last - first + 1), body=body)
-            yield copy(part)  # type: ignore[misc]
+            if is_nothing(body):
+                continue
+            if first == last:
+                yield copy(substituter({loop.var: const(first)})(body))
+            else:
+                size = const(last - first + 1)
+                yield copy(replace(loop, min=const(first), extent=size, body=body))
 
     def branch(self, loop: For, guards: list[Guard], ranges: list[Range], place: Stmt) -> For:
         """The whole loop, with one version of `place` for each range of its iterations."""
@@ -148,7 +175,7 @@ class _Partition:
         """Two versions of `place`, whose guards are not about constants only: one for when they
         hold, without them. Only if one of them is inside a further loop."""
         nested = [s.body for s in statements(place) if isinstance(s, For)]
-        inside = {c for body in nested for c in comparisons(body)}
+        inside = {c for body in nested for c in self.comparisons(body)}
         price = cost(place)
         if price > self.budget or not any(g.condition in inside for g in guards):
             return loop
@@ -160,22 +187,6 @@ class _Partition:
         self.switches.add(condition)
         both = make_if(condition, fast, copy(place))
         return replace(loop, body=substituter({place: both})(loop.body))
-
-
-def _place(body: Stmt, guards: list[Guard]) -> Stmt:
-    """The part of `body` to make versions of: all of it, or the one statement of an innermost
-    sequence that all guards are in."""
-    wanted = {g.condition for g in guards}
-    place = node = body
-    while wanted:
-        inside = [c for c in child_statements(node) if wanted & set(comparisons(c))]
-        here = isinstance(node, If) and wanted & set(comparisons(If(node.condition, NOTHING)))
-        if here or len(inside) != 1:
-            break
-        if isinstance(node, Seq):
-            place = inside[0]
-        node = inside[0]
-    return place
 
 
 def _decided(stmt: Stmt, guards: list[Guard], first: int, last: int) -> Stmt:

@@ -8,7 +8,17 @@ from typing import Any
 from ...ir.expr import TRUE, Broadcast, Expr, IntImm, Load, all_of, const
 from ...te.simplify import Analyzer
 from ..nodes import For, If, PrimFunc, Stmt, Store
-from .visit import NOTHING, Visit, conjuncts, drive, make_if, rebuild_stmt, rewriter, substituter
+from .visit import (
+    NOTHING,
+    Visit,
+    conjuncts,
+    drive,
+    is_nothing,
+    make_if,
+    rebuild_stmt,
+    rewriter,
+    substituter,
+)
 
 
 def simplify(func: PrimFunc) -> PrimFunc:
@@ -53,7 +63,7 @@ def simplify(func: PrimFunc) -> PrimFunc:
             return (yield visit(stmt.body, facts))
         analyzer.bind(stmt.var, low, extent)
         body = yield visit(stmt.body, facts)
-        return rebuild_stmt(stmt, [low, extent, body])
+        return NOTHING if is_nothing(body) else rebuild_stmt(stmt, [low, extent, body])
 
     body = drive(visit(func.body, {}))
     return func if body is func.body else replace(func, body=body)

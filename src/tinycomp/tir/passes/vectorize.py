@@ -27,7 +27,7 @@ from ...ir.fold import refold
 from ...ir.node import fold, postorder
 from ...target import Target
 from ..nodes import Alloc, Buffer, Evaluate, For, ForKind, If, PrimFunc, Seq, Stmt, Store
-from ..tree import statements
+from ..tree import statements, written_buffers
 from .visit import Visit, drive, make_if, rebuild_stmt, seq, substituter, uses
 
 MAX_UNROLLED = 4  # vectors of one loop that are written out; more become a loop over vectors
@@ -205,6 +205,8 @@ class _Lanes:
 
     def _if(self, stmt: If, mask: Expr | None) -> Visit[Stmt]:
         condition = self.expr(stmt.condition, mask)
+        if any(_reads(stmt.condition, b) for b in written_buffers(stmt)):
+            raise _NotVectorizable  # statements after the first would see another condition
         if condition.lanes == 1:
             then = yield self.stmt(stmt.then, mask)
             otherwise = None
