@@ -49,6 +49,7 @@ class _Rewriter:
         self.builder.params = list(function.params)
         self.plain: dict[Atom, Atom] = {p: p for p in function.params}
         self.flat: dict[Atom, Atom] = {}
+        self.packed: dict[tuple[str, Atom, tuple[int, ...]], Atom] = {}
         self.changed = False
 
     def run(self) -> Function:
@@ -138,12 +139,19 @@ class _Rewriter:
         tile = self.choose_tile(binding)
         if tile is None:
             return False
-        packed = self.builder.call("nn.pack_matmul", self.as_is(b), tile=tile)
+        packed = self._packed("nn.pack_matmul", self.as_is(b), tile)
         is_flat = b.type.rank == 2 and a.type.rank > 2 and a.type.is_static
         left = self.flattened(a) if is_flat else self.as_is(a)
         result = self.builder.call("nn.matmul_packed", left, packed, n=n, k=k, tile=tile)
         (self.flat if is_flat else self.plain)[binding.var] = result
         return True
+
+    def _packed(self, op: str, weight: Atom, tile: tuple[int, ...]) -> Atom:
+        """The packed weight, made once for all operators that share it (unrolled recurrences)."""
+        key = (op, weight, tile)
+        if key not in self.packed:
+            self.packed[key] = self.builder.call(op, weight, tile=tile)
+        return self.packed[key]
 
     def _conv2d(self, binding: Binding, value: Call) -> bool:
         attrs, (x, w) = value.attrs, value.args
@@ -159,7 +167,7 @@ class _Rewriter:
             tile = self.choose_tile(binding)
             if tile is None:
                 return False
-            packed = self.builder.call("nn.pack_conv2d", weight, tile=tile)
+            packed = self._packed("nn.pack_conv2d", weight, tile)
             change: dict[str, object] = {"kernel_layout": "packed", "tile": tile}
         elif groups == o and i == 1:
             moved = self.builder.call("transpose", weight, axes=(2, 3, 0, 1))

@@ -24,7 +24,8 @@ from ..pattern import (
 @dataclass(frozen=True)
 class CanonicalizeOps(FunctionPass):
     """Constants to the right of commutative operators, subtraction of a constant as addition,
-    and comparisons with a constant number as `clip` and `nn.relu`.
+    comparisons with a constant number as `clip` and `nn.relu`, softmax along the last axis, and
+    a single constant index as a slice.
 
         %0 = maximum(const(0.0), %x)     ->     %0 = nn.relu(%x)
         %1 = subtract(%0, const(2.0))           %1 = add(%0, const(-2.0))
@@ -38,6 +39,8 @@ _x, _c = wildcard(), is_constant()
 _commutative = is_op(*COMMUTATIVE)
 _subtract = is_op("subtract")(_x, _c)
 _bound = is_op("maximum", "minimum")(_x, _c)
+_softmax = is_op("nn.softmax", "nn.log_softmax")(_x)
+_take = is_op("take")(_x, _c)
 
 
 def _constant_right(graph: Graph, m: Match) -> Atom | None:
@@ -73,8 +76,43 @@ def _clip(graph: Graph, m: Match) -> Atom | None:
     return graph.builder.call("clip", m[_x], **bounds)
 
 
+def _softmax_last(graph: Graph, m: Match) -> Atom | None:
+    """Rows of a softmax are contiguous; the transposes mostly cancel with those of a layout."""
+    call = graph.call(m[_softmax])
+    rank = tensor(m[_x]).rank
+    axis = call.attrs.axis % rank  # type: ignore[attr-defined]
+    if axis == rank - 1:
+        return None
+    order = (*(d for d in range(rank) if d != axis), axis)
+    back = tuple(order.index(d) for d in range(rank))
+    assert not isinstance(call.op, Function)
+    moved = graph.builder.call("transpose", m[_x], axes=order)
+    result = graph.builder.call(call.op, moved, axis=rank - 1)
+    return graph.builder.call("transpose", result, axes=back)
+
+
+def _slice_one(graph: Graph, m: Match) -> Atom | None:
+    x, constant, call = tensor(m[_x]), m[_c], graph.call(m[_take])
+    assert isinstance(constant, Constant)
+    if constant.data.size != 1 or not x.is_static:
+        return None
+    shape, axis = x.static_shape, call.attrs.axis % x.rank  # type: ignore[attr-defined]
+    index = int(constant.data.reshape(()))
+    index += shape[axis] if index < 0 else 0
+    if not 0 <= index < shape[axis]:
+        return None  # an error when it runs
+    begin, end = [0] * x.rank, list(shape)
+    begin[axis], end[axis] = index, index + 1
+    part = graph.builder.call(
+        "strided_slice", m[_x], begin=tuple(begin), end=tuple(end), strides=(1,) * x.rank
+    )
+    return graph.builder.call("reshape", part, newshape=tensor(m[_take]).shape)
+
+
 RULES: tuple[Rule, ...] = (
     Rule("constant to the right", _commutative, _constant_right),
     Rule("subtract a constant", _subtract, _add_negated),
     Rule("bound by a constant", _bound, _clip),
+    Rule("softmax along the last axis", _softmax, _softmax_last),
+    Rule("one constant index", _take, _slice_one),
 )
