@@ -31,7 +31,8 @@ def default_pipeline(opt_level: int, target: Target) -> Sequential:
         passes += [CanonicalizeOps(), FoldConstant(), SimplifyExpr(), EliminateCommonSubexpr()]
     if opt_level >= 2:
         passes += [FoldExplicitPadding(), FoldScaleAxis(), FoldConstant()]
-        passes += [ConvertLayout(), FoldConstant(), SimplifyExpr(), EliminateCommonSubexpr()]
+        passes += [ConvertLayout(), CanonicalizeOps(), FoldConstant(), SimplifyExpr()]
+        passes += [EliminateCommonSubexpr()]
         tile_of = functools.partial(choose_tile, target=target)
         passes += [AlterOpLayout(tile_of), FoldConstant(), SimplifyExpr(), EliminateCommonSubexpr()]
     passes += [DeadCodeElimination(), FuseOps(fuse=opt_level >= 1)]

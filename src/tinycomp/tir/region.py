@@ -105,8 +105,7 @@ def region(
         extent = analyzer.simplify(high - low + 1)
         if not isinstance(extent, IntImm):
             low, extent = const(0), shape[d]
-        elif isinstance(shape[d], IntImm) and extent.value >= shape[d].value:  # type: ignore[union-attr]
-            if isinstance(low, IntImm) or extent.value > shape[d].value:  # type: ignore[union-attr]
-                low, extent = const(0), shape[d]
+        elif not isinstance(low, IntImm) and analyzer.proves(shape[d] < extent):
+            low, extent = const(0), shape[d]
         out.append((low, extent))
     return out

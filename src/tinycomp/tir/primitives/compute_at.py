@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...diagnostics import ScheduleError
-from ...ir.expr import BinaryOp, Expr, Load, Var, binary, call, const, substitute
+from ...ir.expr import BinaryOp, Expr, IntImm, Load, Var, binary, call, const, substitute
 from ...te.simplify import Analyzer
 from ...te.tensor import IterKind
 from ..nodes import Block, Buffer, For, PrimFunc, Seq, Stmt
@@ -73,14 +73,17 @@ def rebuild_nest(block: Block, regions: Sequence[tuple[Expr, Expr]], analyzer: A
             continue
         start, extent = next(spatial)
         analyzer.bind(var, 0, extent)
-        loops.append((var, const(0), extent))
-        bindings.append(start + var)
         top = iter_var.min + iter_var.extent
         inside = binary(BinaryOp.LT, start + var, top)
         if not analyzer.proves(inside) and not _harmless(
             block, iter_var.var, start + var, analyzer
         ):
-            predicate = predicate & call("likely", inside)
+            if isinstance(start, IntImm):
+                extent = analyzer.simplify(top - start)
+            else:
+                predicate = predicate & call("likely", inside)
+        loops.append((var, const(0), extent))
+        bindings.append(start + var)
         if not analyzer.proves(start >= iter_var.min):
             predicate = predicate & call("likely", start + var >= iter_var.min)
     stmt: Stmt = replace(block, bindings=tuple(bindings), predicate=predicate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...diagnostics import ScheduleError
-from ...ir.expr import TRUE, Binary, Expr, Load, Var, substitute, variables
+from ...ir.expr import Binary, BinaryOp, Expr, Load, Var, all_of, substitute, variables
 from ...ir.node import Node, rewrite
 from ...te.tensor import IterKind, IterVar
 from ..nodes import Block, Buffer, For, ForKind, PrimFunc, Seq, Stmt, Store
@@ -129,6 +129,11 @@ def _final_nest(block: Block, loops: list[For], factored: For, partial: Buffer) 
     }
     last = Var(f"{factored.var.name}.final")
     axis = IterVar(own, factored.min, factored.extent, IterKind.REDUCE)
+    # A partial result exists where the first iteration of the other reduction loops was not
+    # guarded away; only these are combined.
+    first = {l.var: l.min for l in loops if l.var not in used}
+    guards = [c for c in _conjuncts(block.predicate) if factored.var in variables(c)]
+    predicate = substitute(all_of(guards), {**first, **renamed, factored.var: last})
     previous = Load(update.buffer, update.indices, None)
     value = _combine(update, previous, Load(partial, (*update.indices, own), None))
     stmt: Stmt = Block(
@@ -137,7 +142,7 @@ def _final_nest(block: Block, loops: list[For], factored: For, partial: Buffer) 
         (*(substitute(b, renamed) for _, b in spatial), last),
         Store(update.buffer, update.indices, value, None, update.span),
         block.init,
-        TRUE,
+        predicate,
         block.annotations,
         block.span,
     )
@@ -145,6 +150,17 @@ def _final_nest(block: Block, loops: list[For], factored: For, partial: Buffer) 
     for loop in reversed(outer):
         stmt = replace(loop, body=stmt, kind=ForKind.SERIAL)
     return stmt
+
+
+def _conjuncts(predicate: Expr) -> list[Expr]:
+    stack, found = [predicate], []
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Binary) and node.op is BinaryOp.AND:
+            stack += [node.b, node.a]
+        else:
+            found.append(node)
+    return found
 
 
 def _combine(update: Store, previous: Load, new: Expr) -> Expr:
