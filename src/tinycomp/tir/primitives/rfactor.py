@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...diagnostics import ScheduleError
-from ...ir.expr import Binary, BinaryOp, Expr, Load, Var, all_of, substitute, variables
+from ...ir.expr import Binary, Expr, Load, Var, all_of, substitute, variables
 from ...ir.node import Node, rewrite
 from ...te.tensor import IterKind, IterVar
 from ..nodes import Block, Buffer, For, ForKind, PrimFunc, Seq, Stmt, Store
+from ..passes.visit import conjuncts
 from ..tree import block_of, loop_of, loops_above, replace_stmt
 from .common import axis_kinds
 from .compute_at import own_nest
@@ -132,7 +133,7 @@ def _final_nest(block: Block, loops: list[For], factored: For, partial: Buffer) 
     # A partial result exists where the first iteration of the other reduction loops was not
     # guarded away; only these are combined.
     first = {l.var: l.min for l in loops if l.var not in used}
-    guards = [c for c in _conjuncts(block.predicate) if factored.var in variables(c)]
+    guards = [c for c in conjuncts(block.predicate) if factored.var in variables(c)]
     predicate = substitute(all_of(guards), {**first, **renamed, factored.var: last})
     previous = Load(update.buffer, update.indices, None)
     value = _combine(update, previous, Load(partial, (*update.indices, own), None))
@@ -150,17 +151,6 @@ def _final_nest(block: Block, loops: list[For], factored: For, partial: Buffer) 
     for loop in reversed(outer):
         stmt = replace(loop, body=stmt, kind=ForKind.SERIAL)
     return stmt
-
-
-def _conjuncts(predicate: Expr) -> list[Expr]:
-    stack, found = [predicate], []
-    while stack:
-        node = stack.pop()
-        if isinstance(node, Binary) and node.op is BinaryOp.AND:
-            stack += [node.b, node.a]
-        else:
-            found.append(node)
-    return found
 
 
 def _combine(update: Store, previous: Load, new: Expr) -> Expr:
