@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -79,12 +80,12 @@ class GraphBuilder:
 
     # operators
 
-    def op(self, op_type: str, *inputs: Operand, **attributes: object) -> str:
+    def op(self, op_type: str, *inputs: Operand, **attributes: Any) -> str:
         """A node with one output."""
         return self.multi(op_type, *inputs, outputs=1, **attributes)[0]
 
     def multi(
-        self, op_type: str, *inputs: Operand, outputs: int, **attributes: object
+        self, op_type: str, *inputs: Operand, outputs: int, **attributes: Any
     ) -> tuple[str, ...]:
         """A node with several outputs."""
         names = [self.constant(x) if isinstance(x, np.ndarray) else x for x in inputs]
