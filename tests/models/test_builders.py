@@ -1,9 +1,9 @@
 """Every model builder, compiled at its tiny size and compared with ONNX Runtime."""
 
 import onnx
-import onnxruntime
 import pytest
 
+from tinycomp.cli.reference import run_reference
 from tinycomp.compiler import compile_with
 from tinycomp.config import Config
 from tinycomp.testing.compare import assert_close
@@ -22,22 +22,12 @@ def tiny(name, **arguments):
     return builders()[name](**{**TINY[name], **arguments})
 
 
-def reference(model):
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    names = [output.name for output in session.get_outputs()]
-    return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
-
-
 def check(config, model, seeds=(0, 1), **options):
     onnx.checker.check_model(model, full_check=True)
-    module, expected = compile_with(config, model, **options), reference(model)
+    module = compile_with(config, model, **options)
     for seed in seeds:
         inputs = seeded_inputs(model, seed)
-        assert_close(module.run(inputs), expected(inputs))
+        assert_close(module.run(inputs), run_reference("ort", model, inputs))
 
 
 def test_every_builder_has_a_tiny_size():
@@ -79,8 +69,7 @@ def test_variants(name, arguments, config):
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_depend_on_inputs_and_are_of_ordinary_size(name):
     model = tiny(name)
-    expected = reference(model)
-    one, two = (expected(seeded_inputs(model, seed)) for seed in (0, 1))
+    one, two = (run_reference("ort", model, seeded_inputs(model, seed)) for seed in (0, 1))
     for key, value in one.items():
         largest = abs(value).max()
         assert 0.05 < largest < 50
