@@ -211,6 +211,18 @@ class FunctionBuilder:
             return a
         return self.emit(f"extractelement {a}, i64 {lane}", a.element)
 
+    def halves(self, a: Value) -> tuple[Value, Value]:
+        """The lower and the upper lanes of a vector of even length."""
+        count = a.lanes // 2
+        if count == 1:
+            return self.extract(a, 0), self.extract(a, 1)
+        parts = []
+        for start in (0, count):
+            lanes = ", ".join(f"i32 {lane}" for lane in range(start, start + count))
+            text = f"shufflevector {a}, {a.type} poison, <{count} x i32> <{lanes}>"
+            parts.append(self.emit(text, a.element, count))
+        return parts[0], parts[1]
+
     def join(self, parts: Sequence[Value]) -> Value:
         """A vector of scalars."""
         if len(parts) == 1:

@@ -24,6 +24,7 @@ from ..ir.expr import (
     IntImm,
     Load,
     Ramp,
+    ReduceLanes,
     Select,
     Var,
     as_int,
@@ -150,9 +151,18 @@ class ExprEmitter:
             return (node.value,), lambda: self._value(node.value, lanes)
         if isinstance(node, Ramp):
             return (node.base, node.stride), lambda: self._emit_ramp(node)
+        if isinstance(node, ReduceLanes):
+            return (node.value,), lambda: self._emit_reduce_lanes(node)
         if isinstance(node, Call):
             return node.args, lambda: self._emit_call(node)
         raise InternalError(f"{type(node).__name__} cannot be compiled: {node}")
+
+    def _emit_reduce_lanes(self, node: ReduceLanes) -> Value:
+        value = self._values[node.value]
+        while value.lanes > 1:
+            low, high = self.b.halves(value)
+            value = arithmetic.binary(self.b, node.op, node.dtype, low, high)
+        return value
 
     def _plan_load(self, node: Load) -> tuple[tuple[Expr, ...], Callable[[], Value]]:
         access = self._accesses.get(node)

@@ -368,6 +368,19 @@ class Broadcast(Expr, metaclass=Interned):
         return self.count
 
 
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ReduceLanes(Expr, metaclass=Interned):
+    """All lanes of a vector combined to one scalar, in a tree: halves first, then quarters..."""
+
+    CHILDREN = ("value",)
+    op: BinaryOp
+    value: Expr
+
+    @property
+    def dtype(self) -> DType:
+        return self.value.dtype
+
+
 # Intrinsics with the dtype rule of their result: "same" as the first argument, or "bool".
 # if_then_else(c, a, b) evaluates only the side taken. checked_index(i, extent) wraps a negative
 # index once, and where it is still outside [0, extent) reports a runtime error and yields 0.

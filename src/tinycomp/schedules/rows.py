@@ -110,6 +110,7 @@ def _reduce_in_vectors(
     outer, inner = stage.split(axis, factor=width)
     partial = kernel.schedule[kernel.schedule.rfactor(tensor, inner)]
     kernel.schedule.set_scope(partial.tensor, "local")
+    stage.pragma(stage.axes[-1], "reduce_lanes")
     loops = list(partial.axes)
     lane, step = next(a for a in loops if a is inner), next(a for a in loops if a is outer)
     partial.reorder(step, lane)

@@ -25,6 +25,7 @@ from ..ir.expr import (
     IntImm,
     Load,
     Ramp,
+    ReduceLanes,
     Select,
     Var,
     is_const,
@@ -39,6 +40,13 @@ _INLINE = {
     BinaryOp.BIT_XOR: "^",
 }  # fmt: skip
 _LOOPS_PER_FUNCTION = 15  # Python allows 20 nested blocks in one function
+
+_REDUCE = {
+    BinaryOp.ADD: np.add,
+    BinaryOp.MUL: np.multiply,
+    BinaryOp.MIN: np.minimum,
+    BinaryOp.MAX: np.maximum,
+}
 
 
 def run(func: PrimFunc, arrays: Sequence[np.ndarray], check_initialized: bool = True) -> None:
@@ -418,7 +426,10 @@ class _Compiler:
     def assign(self, expr: Expr) -> None:
         if isinstance(expr, IntImm) and expr.dtype in (DType.INT64, DType.BOOL):
             return
-        if isinstance(expr, Ramp | Broadcast) or self.vectors.intersection(expr.children()):  # type: ignore[arg-type]
+        is_vector = isinstance(expr, Ramp | Broadcast)
+        if not isinstance(expr, ReduceLanes) and (
+            is_vector or self.vectors.intersection(expr.children())
+        ):  # type: ignore[arg-type]
             self.vectors.add(expr)
         if isinstance(expr, Load) or self.loaded.intersection(expr.children()):  # type: ignore[arg-type]
             self.loaded.add(expr)
@@ -447,6 +458,8 @@ class _Compiler:
                 return self.load(expr)
             case Ramp():
                 return f"{names[0]} + {names[1]} * np.arange({expr.count})"
+            case ReduceLanes():
+                return f"{self.constant(_REDUCE[expr.op], 'f')}.reduce({names[0]})"
             case Broadcast():
                 return f"np.full({expr.count}, {names[0]}, {self.constant(expr.dtype.numpy, 'd')})"
         raise VerifyError(f"the interpreter cannot evaluate {expr}")

@@ -9,6 +9,7 @@ from ...diagnostics import InternalError
 from ...dtype import DType
 from ...ir.expr import (
     TRUE,
+    Binary,
     BinaryOp,
     Broadcast,
     Call,
@@ -16,6 +17,7 @@ from ...ir.expr import (
     IntImm,
     Load,
     Ramp,
+    ReduceLanes,
     Select,
     Var,
     binary,
@@ -30,6 +32,7 @@ from ..nodes import Alloc, Buffer, Evaluate, For, ForKind, If, PrimFunc, Seq, St
 from ..tree import statements, written_buffers
 from .visit import Visit, drive, make_if, rebuild_stmt, seq, substituter, uses
 
+_REDUCIBLE = (BinaryOp.ADD, BinaryOp.MUL, BinaryOp.MIN, BinaryOp.MAX)
 MAX_UNROLLED = 4  # vectors of one loop that are written out; more become a loop over vectors
 
 
@@ -56,6 +59,8 @@ def vectorize(func: PrimFunc, target: Target) -> PrimFunc:
                 child = yield visit(child)
             children.append(child)
         result = rebuild_stmt(stmt, children)
+        if isinstance(result, For) and "reduce_lanes" in result.annotations:
+            return _reduce_lanes(result, target)
         if isinstance(result, For) and result.kind is ForKind.VECTORIZED:
             return _vector_loop(result, target)
         return result
@@ -84,6 +89,42 @@ def _vector_loop(loop: For, target: Target) -> Stmt:
     except _NotVectorizable:
         return serial
     return seq(parts)
+
+
+def _reduce_lanes(loop: For, target: Target) -> Stmt:
+    """A loop that combines contiguous values into one element, as vectors and a tree of lanes.
+
+        for k in range(32): s[0] = s[0] + p[k]
+            -->  s[0] = s[0] + reduce_lanes(p[0:16] + p[16:32])
+
+    Loops of another form, and lengths that are not whole vectors, stay as they are. The order of
+    the additions changes, so only loops that say so (`pragma "reduce_lanes"`) come here.
+    """
+    store = loop.body
+    if not isinstance(store, Store) or store.predicate is not None:
+        return loop
+    value = store.value
+    if not isinstance(value, Binary) or value.op not in _REDUCIBLE:
+        return loop
+    previous = Load(store.buffer, store.indices, None)
+    other = value.b if value.a is previous else value.a if value.b is previous else None
+    if other is None or _reads(other, store.buffer) or uses_any(store.indices, loop.var):
+        return loop
+    native = _native_lanes(store, target)
+    if not isinstance(loop.extent, IntImm) or native & (native - 1):
+        return loop
+    count, rest = divmod(loop.extent.value, native)
+    if rest or not 1 <= count <= MAX_UNROLLED:
+        return loop
+    parts = [_Lanes(loop.var, loop.min + native * i, native).expr(other) for i in range(count)]
+    while len(parts) > 1:
+        pairs = [binary(value.op, a, b) for a, b in zip(parts[::2], parts[1::2], strict=False)]
+        parts = pairs + parts[len(pairs) * 2 :]
+    return replace(store, value=binary(value.op, previous, ReduceLanes(value.op, parts[0])))
+
+
+def uses_any(exprs: tuple[Expr, ...], var: Var) -> bool:
+    return any(n is var for n in postorder(exprs))
 
 
 def _has_vectors(body: Stmt) -> bool:
