@@ -174,7 +174,7 @@ def _compute_trilu(attrs: TriluAttrs, inputs: Any, out: TensorType) -> list[Tens
 
 TRILU = Op(
     "trilu",
-    OpPattern.ELEMWISE,
+    OpPattern.INJECTIVE,  # not elementwise: the result depends on the position
     _infer_trilu,
     _compute_trilu,
     lambda attrs, arrays: (np.triu if attrs.upper else np.tril)(arrays[0], attrs.k),

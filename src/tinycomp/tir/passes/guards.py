@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...ir.expr import Binary, BinaryOp, Call, Expr, IntImm, Select, Var
+from ...dtype import DType
+from ...ir.expr import Binary, BinaryOp, Call, Expr, IntImm, Load, Select, Var
 from ...ir.node import fold, postorder
 from ...te.simplify import Analyzer
 from ..nodes import If, Stmt
@@ -82,10 +83,12 @@ def atoms(condition: Expr) -> tuple[Expr, ...]:
 
 
 def is_comparison(node: Expr) -> bool:
-    """Whether this is `<` or `<=` of scalar integers."""
+    """Whether this is `<` or `<=` of scalar indices; not of data, which may change meanwhile."""
     if not isinstance(node, Binary) or node.op not in (BinaryOp.LT, BinaryOp.LE):
         return False
-    return node.a.dtype.is_int and node.lanes == 1
+    if node.a.dtype is not DType.INT64 or node.lanes > 1:
+        return False
+    return not any(isinstance(part, Load) for part in postorder(node))
 
 
 def linear_terms(expr: Expr) -> tuple[dict[Expr, int], int]:
