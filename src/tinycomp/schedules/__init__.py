@@ -44,7 +44,7 @@ def default_schedule(function: Function, target: Target, name: str) -> Schedule:
         schedule_conv(kernel, tags["conv2d_nhwc"])
     elif not reductions:
         schedule_elementwise(kernel)
-    elif function.attrs.get("stitched") or len(reductions) > 1:
+    elif function.attrs.get("stitched") or (len(reductions) > 1 and len(outputs) == 1):
         schedule_rows(kernel, function.attrs.get("rows", _shared_rows(reductions)))
     elif len(outputs) == 1 and reductions[0].num_outputs == 1:
         if reduces_last_axis(reductions[0]):
