@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from ..te.tensor import ComputeOp
-from .common import (
-    Kernel,
-    extent_of,
-    extents,
-    inline_injective,
-    parallel_outer,
-    vectorize_last,
-    work_of,
-)
+import math
+
+from ..ir.expr import Var, variables
+from ..tir.schedule import Stage
+from ..tir.tree import loads_in
+from .common import Kernel, extent_of, inline_injective, parallel_outer, vectorize_last, work_of
+
+_TILE = 16  # rows of a transposed tile: the elements of one cache line of float32
 
 
 def schedule_elementwise(kernel: Kernel) -> None:
@@ -19,42 +17,76 @@ def schedule_elementwise(kernel: Kernel) -> None:
     inline_injective(kernel)
     for op in kernel.stages:
         if kernel.is_output(op):
-            _schedule_output(kernel, op)
+            lanes = min(kernel.target.lanes(t.dtype) for t in kernel.outputs)
+            schedule_injective(kernel.stage(op), lanes, work_of(op))
 
 
-def _schedule_output(kernel: Kernel, op: ComputeOp) -> None:
-    stage = kernel.stage(op)
-    axes = [a.var for a in op.axis]
+def schedule_injective(stage: Stage, lanes: int, work: int) -> None:
+    """One nest of spatial loops, by the order in which it reads."""
+    axes = list(stage.axes)
     if not axes:
         return
-    lanes = min(kernel.target.lanes(t.dtype) for t in kernel.outputs)
-    work = work_of(op)
-    shape = extents(op)
-    last = axes[-1]
+    across = transposed_axis(stage)
+    if across is not None:
+        _schedule_transposed(stage, axes, across, lanes, work)
+        return
+    inner = [axes.pop()]
     # A short last axis is not worth a vector of its own: fuse inwards until there is enough.
-    inner = [last]
-    while extent_of_product(shape, len(inner)) < lanes and len(inner) < len(axes):
-        inner.insert(0, axes[len(axes) - len(inner) - 1])
-    outer = axes[: len(axes) - len(inner)]
-    fused = stage.fuse(*inner) if len(inner) > 1 else last
-    if not outer and extent_of(stage, fused) > 4 * lanes:
+    while axes and math.prod(extent_of(stage, a) for a in inner) < lanes:
+        inner.insert(0, axes.pop())
+    fused = stage.fuse(*inner)
+    if not axes and extent_of(stage, fused) > 4 * lanes:
         head, fused = stage.split(fused, factor=_chunk(extent_of(stage, fused), lanes))
-        outer = [head]
+        axes = [head]
     vectorize_last(stage, fused, lanes)
-    if outer:
-        parallel_outer(stage, outer, work)
+    parallel_outer(stage, axes, work)
 
 
-def extent_of_product(shape: list[int], count: int) -> int:
-    """Elements of the last `count` dimensions."""
-    total = 1
-    for extent in shape[len(shape) - count :]:
-        total *= extent
-    return total
+def transposed_axis(stage: Stage) -> Var | None:
+    """The loop along which a transposing stage reads contiguous memory, if that is not the last.
+
+    None where the last axis is contiguous in some input, or nothing is.
+    """
+    block = stage.block
+    bound = {v.var: binding for v, binding in zip(block.iter_vars, block.bindings, strict=True)}
+    last = block.iter_vars[-1].var
+    contiguous: list[Var] = []
+    for load in loads_in(block.body):
+        found = variables(load.indices[-1]) if load.indices else []
+        if last in found or not load.indices:
+            return None
+        contiguous += [v for v in found if v in bound]
+    loops = set(stage.axes)
+    axes = [b for v in contiguous if isinstance(b := bound[v], Var) and b in loops]
+    wide = [a for a in axes if extent_of(stage, a) > 1]
+    return wide[0] if wide and extent_of(stage, stage.axes[-1]) > 1 else None
+
+
+def _schedule_transposed(stage: Stage, axes: list[Var], across: Var, lanes: int, work: int) -> None:
+    """Tiles, so that both the lines read and the lines written stay in the cache.
+
+    A short last axis (three colours) is written out instead, and the vectors run along the input.
+    """
+    last = axes[-1]
+    outside = [a for a in axes if a not in (across, last)]
+    position = axes.index(across)
+    if extent_of(stage, last) * 2 <= lanes:
+        head, vector = stage.split(across, factor=lanes)
+        outside.insert(position, head)
+        stage.reorder(*outside, last, vector)
+        stage.unroll(last)
+    else:
+        head, row = stage.split(across, factor=_TILE)
+        tail, vector = stage.split(last, factor=lanes)
+        outside.insert(position, head)
+        outside.append(tail)
+        stage.reorder(*outside, row, vector)
+    stage.vectorize(vector)
+    parallel_outer(stage, outside[:-1] or outside, work)
 
 
 def _chunk(extent: int, lanes: int) -> int:
-    """A chunk of a long single axis for one thread at a time: whole vectors, at least 1024."""
+    """A chunk of a long single axis for one thread at a time: whole vectors, about 1024."""
     size = 1024
     while extent % size and size > lanes:
         size //= 2

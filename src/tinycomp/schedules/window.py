@@ -22,10 +22,9 @@ from .common import (
     Kernel,
     extent_of,
     inline_injective,
-    parallel_outer,
-    vectorize_last,
     work_of,
 )
+from .elementwise import schedule_injective
 from .matmul import tile_cost
 
 
@@ -93,11 +92,11 @@ def schedule_conv(kernel: Kernel, conv: ComputeOp) -> None:
     stage.unroll(hi)
     stage.unroll(wi)
     _vectors(stage, oi, lanes)
-    threads = _spread(kernel, stage, (n, oo, ho), conv)
+    threads, tile_loop = _spread(kernel, stage, (n, oo, ho, wo), conv)
     if work_of(conv) >= PARALLEL_GRAIN:
         stage.parallel(threads)
     tile = schedule[accumulator]
-    tile.compute_at(stage, wo)
+    tile.compute_at(stage, tile_loop)
     if out is not conv:
         schedule.set_scope(accumulator, "local")
     *_, ti_h, ti_w, ti_o, r, s, i = tile.axes
@@ -118,25 +117,35 @@ def _vectors(stage: Stage, axis, lanes: int) -> None:
         stage.vectorize(axis)
 
 
-def _spread(kernel: Kernel, stage: Stage, axes: tuple[Var, Var, Var], conv: ComputeOp) -> Var:
-    """The loop for threads: blocks of rows whose input stays in half of L2, then channel panels."""
-    n, oo, ho = axes
-    images, panels, rows = (extent_of(stage, a) for a in axes)
-    _, height, width, channels = (as_int(d) for d in conv.inputs[0].shape)
-    blocks = math.ceil(4 * height * width * channels / (kernel.target.l2_bytes // 2))
-    blocks = min(blocks, rows)
+def _spread(
+    kernel: Kernel, stage: Stage, axes: tuple[Var, Var, Var, Var], conv: ComputeOp
+) -> tuple[Var, Var]:
+    """The loop for threads, and the innermost loop over tiles.
+
+    Threads share blocks of rows whose input and output stay in half of the L2 cache while panels
+    of channels pass by, and the panels.
+    """
+    n, oo, ho, wo = axes
+    images, panels, rows = (extent_of(stage, a) for a in (n, oo, ho))
+    along = ho
+    if rows == 1:  # pixels in one row: a pointwise convolution
+        rows, along = extent_of(stage, wo), wo
+    touched = [conv.inputs[0], *kernel.outputs * max(1, len(kernel.outputs[0].op.inputs) - 1)]
+    nbytes = sum(4 * math.prod(as_int(d) for d in t.shape) for t in touched)
+    blocks = min(math.ceil(nbytes / images / (kernel.target.l2_bytes // 2)), rows)
     while blocks * panels * images < 8 and blocks * 2 <= rows:
         blocks *= 2
     if blocks == 1:
-        return stage.fuse(n, oo)
-    block, inner = stage.split(ho, factor=math.ceil(rows / blocks))
-    stage.reorder(n, block, oo, inner)
-    return stage.fuse(n, block, oo)
+        return stage.fuse(n, oo), wo
+    block, inner = stage.split(along, factor=math.ceil(rows / blocks))
+    if along is ho:
+        stage.reorder(n, block, oo, inner)
+        return stage.fuse(n, block, oo), wo
+    stage.reorder(n, block, oo, ho, inner)
+    return stage.fuse(n, block, oo), inner
 
 
 def schedule_copy(kernel: Kernel, op: ComputeOp) -> None:
-    """A stage computed at the root into scratch memory, rows over threads, last axis in vectors."""
-    stage = kernel.stage(op)
-    *outer, last = stage.axes
-    vectorize_last(stage, last, kernel.target.lanes(op.output(0).dtype))
-    parallel_outer(stage, outer[:-1] if len(outer) > 2 else outer, work_of(op))
+    """A stage computed at the root into scratch memory."""
+    lanes = kernel.target.lanes(op.output(0).dtype)
+    schedule_injective(kernel.stage(op), lanes, work_of(op))
