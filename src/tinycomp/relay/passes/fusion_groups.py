@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ...types import TensorType
 from ..dominators import NO_PARENT, Edge, post_dominators
-from ..nodes import Binding, Call, Constant, Function, Var
+from ..nodes import Binding, Call, Constant, Function, Value, Var
 from ..op import Op, OpPattern
 from .stitching import find_row_space, goes_past_reduction, is_composite, stitchable
 
@@ -23,6 +24,7 @@ _EXPENSIVE_NAMES = """
     sinh cosh asinh acosh atanh atan2
 """
 EXPENSIVE = frozenset(_EXPENSIVE_NAMES.split())
+PROLOGUES = frozenset({"transpose", "strided_slice"})
 MOVES_ONCE = frozenset({"concatenate", "nn.pad", "reshape", "transpose", "strided_slice"})
 
 
@@ -94,6 +96,7 @@ class Partitioner:
             self._stitch()
         self._fuse_broadcasts()
         self._fuse_injectives()
+        self._fuse_prologues()
         unique = {id(g): g for g in self.groups}
         return sorted(unique.values(), key=lambda g: g.output)
 
@@ -221,3 +224,22 @@ class Partitioner:
         for node in range(len(self.groups)):
             if self.groups[node].pattern is OpPattern.INJECTIVE:
                 self._merge(node, lambda kind, _: kind <= OpPattern.INJECTIVE)
+
+    def _fuse_prologues(self) -> None:
+        """Changes of layout go into the convolution that copies its input to pad it anyway."""
+        for node, binding in enumerate(self.bindings):
+            value, sink = binding.value, self.tree.parent[node]
+            if sink == NO_PARENT or self.groups[node].members != [node]:
+                continue
+            if isinstance(value, Call) and value.op.name in PROLOGUES:  # type: ignore[union-attr]
+                reader = self.bindings[sink].value
+                if _copies_input(reader) and reader.args[0] is binding.var:
+                    self._merge(node, lambda kind, _: kind <= OpPattern.OUT_ELEMWISE_FUSABLE)
+
+
+def _copies_input(value: Value) -> bool:
+    """Whether this is a convolution whose kernel makes a padded copy of its input."""
+    if not isinstance(value, Call) or repr(value.op) != "nn.conv2d":
+        return False
+    attrs: Any = value.attrs
+    return attrs.kernel_layout == "packed" and any(attrs.padding)
