@@ -15,21 +15,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .compiler import compile
     from .diagnostics import TinycompError
+    from .driver import build, lower
     from .runtime.module import Module, load
     from .target import Target
 
 __version__ = "0.1.0"
 
-__all__ = ["Module", "Target", "TinycompError", "__version__", "compile", "load"]
+__all__ = [
+    "Module", "Target", "TinycompError", "__version__", "build", "compile", "load", "lower",
+]  # fmt: skip
 
 _EXPORTS = {
+    "build": "tinycomp.driver",
     "compile": "tinycomp.compiler",
     "load": "tinycomp.runtime.module",
+    "lower": "tinycomp.driver",
     "Module": "tinycomp.runtime.module",
     "Target": "tinycomp.target",
     "TinycompError": "tinycomp.diagnostics",
 }
-_SUBMODULES = ("codegen", "frontend", "ops", "relay", "runtime", "te", "testing", "tir")
+_SUBMODULES = ("codegen", "frontend", "ops", "relay", "runtime", "te", "testing", "tir", "visualize")
 
 
 def __getattr__(name: str) -> Any:

@@ -88,6 +88,7 @@ def compile_kernels(texts: Sequence[str], target: Target, opt: int = 3) -> bytes
 def assembly(text: str, target: Target, opt: int = 3) -> str:
     """The assembly of one module, for people."""
     machine = target_machine(target, opt)
+    machine.set_asm_verbosity(True)  # comments name loops and spilled registers
     return machine.emit_assembly(_optimised([text], machine, opt))
 
 

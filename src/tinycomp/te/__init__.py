@@ -1,31 +1,76 @@
 """Tensor expressions: `from tinycomp import te`.
 
-The names are TVM's. `sum`, `min`, `max`, `all` and `any` here are reductions.
+The names are TVM's. `sum`, `min`, `max`, `all` and `any` here are reductions; `minimum` and
+`maximum` take two values.
 """
 
-from ..ir.expr import Expr, Var, call, cast, const, if_then_else, select
-from .reducers import all, any, comm_reducer, max, min, prod, sum  # noqa: A004
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..ir.expr import Expr, Var, call
+from .gradient import gradient
+from .math import *  # noqa: F403
+from .math import __all__ as _math
+from .reducers import all, any, comm_reducer, max, min, prod, sum
 from .tensor import (
     ComputeOp,
     ExternOp,
     IterKind,
     IterVar,
+    Operation,
     PlaceholderOp,
     Reduce,
     ScanOp,
     Tensor,
     compute,
     extern,
+    inputs_of,
     placeholder,
     reduce_axis,
     scan,
+    size_var,
+    tag_scope,
+    thread_axis,
     topological,
     var,
 )
 
+if TYPE_CHECKING:
+    from ..tir.schedule import Schedule
+
+
+def create_schedule(
+    outputs: Operation | Tensor | Sequence[Operation | Tensor], name: str = "main"
+) -> Schedule:
+    """A schedule of naive loops for all that `outputs` need.
+
+    Args:
+        outputs: tensors or their operations, one or several.
+
+    >>> from tinycomp import te
+    >>> A = te.placeholder((8,), name="A")
+    >>> B = te.compute((8,), lambda i: A[i] + 1.0, name="B")
+    >>> te.create_schedule(B.op).stages
+    ['B']
+    """
+    from ..tir.schedule import create_schedule as create  # a layer above: scheduling rewrites tir
+
+    several: Sequence[Any] = outputs if isinstance(outputs, list | tuple) else [outputs]
+    tensors: list[Tensor] = []
+    for item in several:
+        if isinstance(item, Tensor):
+            tensors.append(item)
+        else:
+            tensors.extend(item.output(i) for i in range(item.num_outputs))
+    return create(list(dict.fromkeys(tensors)), name=name)
+
+
 __all__ = [
     "ComputeOp", "Expr", "ExternOp", "IterKind", "IterVar", "PlaceholderOp", "Reduce", "ScanOp",
-    "Tensor", "Var", "all", "any", "call", "cast", "comm_reducer", "compute", "const", "extern",
-    "if_then_else", "max", "min", "placeholder", "prod", "reduce_axis", "scan", "select", "sum",
-    "topological", "var",
+    "Tensor", "Var", "all", "any", "call", "comm_reducer", "compute", "create_schedule", "extern",
+    "gradient", "inputs_of", "max", "min", "placeholder", "prod", "reduce_axis", "scan", "size_var",
+    "sum", "tag_scope", "thread_axis", "topological", "var",
 ]  # fmt: skip
+__all__ += _math

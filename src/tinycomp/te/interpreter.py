@@ -91,13 +91,12 @@ class _Machine:
         self, values: dict[Tensor, np.ndarray], sizes: dict[Var, int], run_extern: RunExtern | None
     ) -> None:
         self.values, self.sizes, self.run_extern = values, sizes, run_extern
-        self.clip = False  # inside a scan's update: rows before the first are computed, not used
 
     def run(self, outputs: Sequence[Tensor]) -> None:
         scans = [op for op in topological(outputs) if isinstance(op, ScanOp)]
-        inside = {id(op) for scan in scans for op in self._update_ops(scan)}
+        inside = {o for scan in scans for o in (*scan.body, *(s.op for s in scan.state))}
         for op in topological(outputs):
-            if id(op) in inside:
+            if op in inside:
                 continue
             match op:
                 case PlaceholderOp():
@@ -111,15 +110,23 @@ class _Machine:
                     self.extern(op)
 
     def size(self, expr: Expr) -> int:
-        return int(evaluate_expr([expr], self.sizes, self.values, False)[0])
+        return int(evaluate_expr([expr], self.sizes, self.values)[0])
 
     def shape(self, shape: Sequence[Expr]) -> tuple[int, ...]:
         return tuple(self.size(d) for d in shape)
 
     def compute(self, op: ComputeOp) -> None:
+        low, extent = self._domain(op)
+        for i, result in enumerate(self._points(op, low, extent)):
+            self.values[op.output(i)] = result
+
+    def _domain(self, op: ComputeOp) -> tuple[list[int], list[int]]:
         axes = (*op.axis, *op.reduce_axis)
-        low = [self.size(a.min) for a in axes]
-        extent = [self.size(a.extent) for a in axes]
+        return [self.size(a.min) for a in axes], [self.size(a.extent) for a in axes]
+
+    def _points(self, op: ComputeOp, low: list[int], extent: list[int]) -> list[np.ndarray]:
+        """The values of a compute over part of its domain."""
+        axes = (*op.axis, *op.reduce_axis)
         spatial = extent[: len(op.axis)]
         results = [np.empty(spatial, expr.dtype.numpy) for expr in op.body]
         step, rows = self._chunk(op, extent)
@@ -136,8 +143,7 @@ class _Machine:
                 env[axis.var] = index.reshape([-1 if e == d else 1 for e in range(len(axes))])
             for result, value in zip(results, self._body(op, env, count), strict=True):
                 result[part] = value
-        for i, result in enumerate(results):
-            self.values[op.output(i)] = result
+        return results
 
     @staticmethod
     def _chunk(op: ComputeOp, extent: list[int]) -> tuple[int, int]:
@@ -149,18 +155,17 @@ class _Machine:
     def _body(self, op: ComputeOp, env: dict[Var, Any], count: list[int]) -> list[np.ndarray]:
         if op.reduce_axis:
             return self._reduce(op, env, count)
-        values = evaluate_expr(op.body, env, self.values, self.clip)
+        values = evaluate_expr(op.body, env, self.values)
         return [np.broadcast_to(v, count) for v in values]
 
     def _reduce(self, op: ComputeOp, env: dict[Var, Any], count: list[int]) -> list[np.ndarray]:
         node = op.body[0]
         assert isinstance(node, Reduce)
         combiner, rank = node.combiner, len(op.axis)
-        guarded = self.clip or node.condition is not TRUE
         *sources, condition = evaluate_expr(
-            [*node.sources, node.condition], env, self.values, self.clip, guarded
+            [*node.sources, node.condition], env, self.values, node.condition is not TRUE
         )
-        identity = evaluate_expr(combiner.identity, {}, {}, False)
+        identity = evaluate_expr(combiner.identity, {}, {})
         grids = [
             np.broadcast_to(np.where(condition, s, np.asarray(i, expr.dtype.numpy)), count)
             for s, i, expr in zip(sources, identity, node.sources, strict=True)
@@ -177,19 +182,8 @@ class _Machine:
         for k in range(flat[0].shape[-1]):
             names: dict[Var, Any] = dict(zip(combiner.lhs, state, strict=True))
             names.update(zip(combiner.rhs, (f[..., k] for f in flat), strict=True))
-            state = evaluate_expr(combiner.results, names, {}, False)
+            state = evaluate_expr(combiner.results, names, {})
         return [state[expr.index] for expr in op.body if isinstance(expr, Reduce)]
-
-    @staticmethod
-    def _update_ops(scan: ScanOp) -> list[Any]:
-        """The operations between the scan's state and its update."""
-        own = {id(s.op) for s in scan.state}
-        found: list[Any] = []
-        for op in topological(scan.update):
-            if id(op) in own or any(id(t.op) in own for t in op.inputs):
-                own.add(id(op))
-                found.append(op)
-        return found
 
     def scan(self, op: ScanOp) -> None:
         start, count = self.size(op.axis.min), self.size(op.axis.extent)
@@ -197,16 +191,20 @@ class _Machine:
             array = np.zeros(self.shape(state.shape), state.dtype.numpy)
             array[:start] = self.values[init]
             self.values[state] = array
-        steps = [o for o in self._update_ops(op) if isinstance(o, ComputeOp)]
-        outer, self.clip = self.clip, True
+        for step in op.body:
+            for i in range(step.num_outputs):
+                shape = self.shape(step.shape)
+                self.values[step.output(i)] = np.zeros(shape, step.body[i].dtype.numpy)
         for t in range(start, start + count):
-            for step in steps:
-                self.compute(step)
+            for step in op.body:
+                low, extent = self._domain(step)
+                rows = self._points(step, [t, *low[1:]], [1, *extent[1:]])
+                for i, row in enumerate(rows):
+                    self.values[step.output(i)][t] = row[0]
             for state, update in zip(op.state, op.update, strict=True):
                 self.values[state][t] = self.values[update][t]
-        self.clip = outer
         for i, state in enumerate(op.state):
-            self.values[op.output(i)] = self.values[state].copy()
+            self.values[op.output(i)] = self.values[state]
 
     def extern(self, op: ExternOp) -> None:
         if self.run_extern is None:
@@ -248,16 +246,15 @@ def evaluate_expr(
     roots: Sequence[Expr],
     env: Mapping[Var, Any],
     tensors: Mapping[Tensor, np.ndarray],
-    clip: bool,
     roots_guarded: bool = False,
 ) -> list[Any]:
     """Values of expressions over index arrays.
 
-    A load that is only reached through a side of an `if_then_else` (or any, with `clip`; or any of
-    `roots` but the last, with `roots_guarded`) may be out of bounds where it is not used: its
+    A load that is only reached through a side of an `if_then_else` (or any of `roots` but the
+    last, with `roots_guarded`) may be out of bounds where it is not used: its
     indices are clipped. Others raise VerifyError.
     """
-    certain = set() if clip else _always_evaluated(roots[-1:] if roots_guarded else roots)
+    certain = _always_evaluated(roots[-1:] if roots_guarded else roots)
 
     def step(node: Any, args: list[Any]) -> Any:
         match node:

@@ -8,12 +8,13 @@ Tensor(rowmax: float32[8])
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..dtype import DType
 from ..ir.expr import TRUE, BinaryOp, Expr, Var, as_expr, binary, const
-from .tensor import Combiner, IterVar, Reduce
+from .tensor import Combiner, IterKind, IterVar, Reduce
 
 
 def comm_reducer(
@@ -37,6 +38,10 @@ def comm_reducer(
             tuple(as_expr(e) for e in identity) if several else (as_expr(identity),),
         )  # fmt: skip
         axes = (axis,) if isinstance(axis, IterVar) else tuple(axis)
+        for a in axes:
+            if not isinstance(a, IterVar) or a.kind is not IterKind.REDUCE:
+                raise TypeError(f"{name}: the axis {a} is not a reduction axis; make one with "
+                                "te.reduce_axis((0, n))")  # fmt: skip
         condition = TRUE if where is None else where
         out = tuple(Reduce(combiner, sources, axes, condition, i) for i in range(len(sources)))
         return out if several else out[0]
@@ -51,9 +56,39 @@ def _extreme(op: BinaryOp, limit: str) -> Callable[..., Any]:
     )
 
 
-sum = comm_reducer(lambda a, b: a + b, lambda t: const(0, t), name="sum")  # noqa: A001
+sum = comm_reducer(lambda a, b: a + b, lambda t: const(0, t), name="sum")
 prod = comm_reducer(lambda a, b: a * b, lambda t: const(1, t), name="prod")
-min = _extreme(BinaryOp.MIN, "max_value")  # noqa: A001
-max = _extreme(BinaryOp.MAX, "min_value")  # noqa: A001
-all = comm_reducer(lambda a, b: a & b, lambda t: const(1, t), name="all")  # noqa: A001
-any = comm_reducer(lambda a, b: a | b, lambda t: const(0, t), name="any")  # noqa: A001
+min = _extreme(BinaryOp.MIN, "max_value")
+max = _extreme(BinaryOp.MAX, "min_value")
+_all = comm_reducer(lambda a, b: a & b, lambda t: const(1, t), name="all")
+_any = comm_reducer(lambda a, b: a | b, lambda t: const(0, t), name="any")
+
+
+def _logical(name: str, op: BinaryOp, reducer: Callable[..., Any], meaning: str) -> Any:
+    def function(*args: Any, axis: Any = None, where: Expr | None = None) -> Any:
+        if axis is None and len(args) > 1 and _is_axis(args[1]):
+            args, axis, where = args[:1], args[1], args[2] if len(args) > 2 else where
+        if axis is not None:
+            return reducer(*args, axis, where)
+        conditions = [as_expr(a) for a in args]
+        if not conditions:
+            raise TypeError(f"{name} needs at least one condition")
+        result = conditions[0]
+        for condition in conditions[1:]:
+            result = binary(op, result, condition)
+        return result
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"""{meaning}: `{name}(c, axis=k)` along an axis, `{name}(a, b, ...)` of
+    several conditions."""
+    return function
+
+
+def _is_axis(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return builtins.all(isinstance(v, IterVar) for v in value)
+    return isinstance(value, IterVar)
+
+
+all = _logical("all", BinaryOp.AND, _all, "Whether all conditions hold")
+any = _logical("any", BinaryOp.OR, _any, "Whether some condition holds")

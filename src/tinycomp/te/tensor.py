@@ -7,13 +7,15 @@
 >>> B.shape, B.op.reduce_axis[0].var.name
 ((8,), 'k')
 
-Source of the vocabulary: TVM's tensor expressions (Chen et al., OSDI 2018), themselves after Halide.
+Source of the vocabulary: TVM's tensor expressions (Chen et al., OSDI 2018), after Halide's.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -183,7 +185,8 @@ class ComputeOp:
 class ScanOp:
     """A recurrence over axis 0: `state[0:k] = init`, then `state[t] = update` for t >= k.
 
-    `state` are the placeholders that `update` reads at earlier times.
+    `state` are the placeholders that `update` reads at earlier times; they are no inputs of the
+    computation. `body` are the operations to repeat at each time: those that depend on a state.
     """
 
     name: str
@@ -192,10 +195,16 @@ class ScanOp:
     update: tuple[Tensor, ...]
     state: tuple[Tensor, ...]
     scan_inputs: tuple[Tensor, ...] = ()
+    body: tuple[ComputeOp, ...] = ()
 
     @property
     def num_outputs(self) -> int:
         return len(self.state)
+
+    @property
+    def scan_axis(self) -> IterVar:
+        """The axis of time (TVM's name for `axis`)."""
+        return self.axis
 
     def output(self, index: int) -> Tensor:
         return Tensor(self, index, self.state[index].shape, self.state[index].dtype)
@@ -258,7 +267,8 @@ class Tensor:
     def __call__(self, *indices: ExprLike | IterVar) -> Expr:
         if len(indices) != len(self.shape):
             raise TypeError(
-                f"tensor {self.name} has {len(self.shape)} dimensions, but was read with {len(indices)} indices"
+                f"tensor {self.name} has {len(self.shape)} dimensions, but was read with "
+                f"{len(indices)} indices"
             )
         return Load(self, tuple(as_expr(i) for i in indices), None)  # type: ignore[arg-type]
 
@@ -281,7 +291,9 @@ class TensorSlice:
         return self.tensor(*self.indices)
 
 
-def placeholder(shape: Sequence[ExprLike], dtype: str | DType = DType.FLOAT32, name: str = "placeholder") -> Tensor:
+def placeholder(
+    shape: Sequence[ExprLike], dtype: str | DType = DType.FLOAT32, name: str = "placeholder"
+) -> Tensor:
     """An input tensor of the given shape (ints or expressions) and dtype."""
     return PlaceholderOp(name, tuple(as_expr(d) for d in shape), DType(dtype)).output(0)
 
@@ -309,21 +321,63 @@ def compute(
     else:
         names = [p.name for p in parameters]
         if len(names) != len(shape):
-            raise TypeError(f"compute {name}: the shape has {len(shape)} dimensions, the function takes {len(names)}")
+            raise TypeError(
+                f"compute {name}: the shape has {len(shape)} dimensions, the function takes "
+                f"{len(names)}"
+            )
     axis = tuple(
         IterVar(Var(n), const(0), as_expr(extent)) for n, extent in zip(names, shape, strict=True)
     )
     result = fcompute(*(a.var for a in axis))
     body = tuple(as_expr(e) for e in (result if isinstance(result, tuple | list) else (result,)))
+    _check_reductions(name, body)
+    outer_tag, outer_attrs = _TAG.get()
+    op = ComputeOp(name, axis, body, tag or outer_tag, {**outer_attrs, **(attrs or {})}, span)
+    outputs = [op.output(i) for i in range(len(body))]
+    return outputs if isinstance(result, tuple | list) else outputs[0]
+
+
+def _check_reductions(name: str, body: tuple[Expr, ...]) -> None:
     for expr in body:
         if any(isinstance(n, Reduce) and n is not expr for n in postorder(expr)):
             raise TypeError(
                 f"compute {name}: a reduction must be the whole body; compute the reduction as one "
-                "tensor, then use that tensor in a second compute"
+                f"tensor, then use that tensor in a second compute:\n"
+                f"  total = te.compute(shape, lambda ...: te.sum(...))\n"
+                f"  {name} = te.compute(shape, lambda ...: total[...] + ...)"
             )
-    op = ComputeOp(name, axis, body, tag, dict(attrs or {}), span)
-    outputs = [op.output(i) for i in range(len(body))]
-    return outputs if isinstance(result, tuple | list) else outputs[0]
+    first = body[0]
+    if not any(isinstance(e, Reduce) for e in body):
+        return
+    if not isinstance(first, Reduce) or any(
+        not isinstance(e, Reduce)
+        or (e.combiner, e.sources, e.axes, e.condition, e.index)
+        != (first.combiner, first.sources, first.axes, first.condition, i)
+        for i, e in enumerate(body)
+    ) or len(body) != len(first.sources):  # fmt: skip
+        raise TypeError(
+            f"compute {name}: several outputs with a reduction must be the results of one "
+            "comm_reducer, all of them and in order"
+        )
+
+
+_TAG: ContextVar[tuple[str, Mapping[str, Any]]] = ContextVar("tag", default=("", {}))
+
+
+@contextmanager
+def tag_scope(tag: str, attrs: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Gives `tag` (and `attrs`) to every compute made inside that names no tag of its own.
+
+    >>> with tag_scope("elemwise"):
+    ...     B = compute((4,), lambda i: i, name="B")
+    >>> B.op.tag
+    'elemwise'
+    """
+    token = _TAG.set((tag, dict(attrs or {})))
+    try:
+        yield
+    finally:
+        _TAG.reset(token)
 
 
 def extern(
@@ -334,9 +388,27 @@ def extern(
     name: str = "extern",
     attrs: Mapping[str, Any] | None = None,
 ) -> list[Tensor]:
-    """Tensors filled by hand-written loop IR: `fcompute(in_buffers, out_buffers)` returns a Stmt."""
+    """Tensors filled by hand-written loop IR: `fcompute(in_buffers, out_buffers)` returns a Stmt.
+
+    >>> from tinycomp.ir.expr import Load
+    >>> from tinycomp.tir.nodes import For, Store
+    >>> A, i = placeholder((8,), name="A"), var("i")
+    >>> def reverse(ins, outs):
+    ...     value = Load(ins[0], (7 - i,), None)
+    ...     return For(i, const(0), const(8), Store(outs[0], (i,), value))
+    >>> extern([(8,)], [A], reverse, ["float32"], name="reverse")
+    [Tensor(reverse: float32[8])]
+    """
     shapes = tuple(tuple(as_expr(d) for d in shape) for shape in out_shapes)
-    op = ExternOp(name, list(inputs), shapes, tuple(DType(d) for d in dtypes), fcompute, "extern", dict(attrs or {}))
+    op = ExternOp(
+        name,
+        list(inputs),
+        shapes,
+        tuple(DType(d) for d in dtypes),
+        fcompute,
+        "extern",
+        dict(attrs or {}),
+    )
     return [op.output(i) for i in range(len(shapes))]
 
 
@@ -347,12 +419,35 @@ def scan(
     inputs: Sequence[Tensor] = (),
     name: str = "scan",
 ) -> Any:
-    """The recurrence whose first rows are `init` and later rows `update`, which reads `state`."""
+    """The recurrence whose first rows are `init` and later rows `update`, which reads `state`.
+
+    Axis 0 of every state, update, and stage between them is time. A stage may read the states at
+    earlier times, and stages between at its own time.
+
+    >>> X, state = placeholder((9, 4), name="X"), placeholder((9, 4), name="state")
+    >>> init = compute((1, 4), lambda t, i: X[0, i], name="init")
+    >>> update = compute((9, 4), lambda t, i: state[t - 1, i] + X[t, i], name="update")
+    >>> scan(init, update, state, [X], name="cumulative")
+    Tensor(cumulative: float32[9, 4])
+
+    Args:
+        init: the first rows, [k, ...]; for several states a list of one each, as for the others.
+        update: the next row at each time, [T, ...].
+        state: placeholders that stand for the result, [T, ...].
+        inputs: other tensors that are read; for the reader only.
+
+    Raises:
+        TypeError: shapes or dtypes of the three differ, or a stage reads a state at a time that
+            is not proven to be earlier.
+    """
     as_tuple = lambda t: (t,) if isinstance(t, Tensor) else tuple(t)  # noqa: E731
     first, step, states = as_tuple(init), as_tuple(update), as_tuple(state)
+    from .recurrence import scan_body  # needs the simplifier, which is above this module
+
+    body = scan_body(name, first, step, states)
     start = first[0].shape[0]
     axis = IterVar(Var(f"{name}.t"), start, states[0].shape[0] - start, IterKind.ORDERED)
-    op = ScanOp(name, axis, first, step, states, tuple(inputs))
+    op = ScanOp(name, axis, first, step, states, tuple(inputs), body)
     outputs = [op.output(i) for i in range(len(states))]
     return outputs[0] if isinstance(init, Tensor) else outputs
 
@@ -360,6 +455,32 @@ def scan(
 def var(name: str, dtype: str | DType = DType.INT64) -> Var:
     """A symbolic scalar, for instance a dimension."""
     return Var(name, DType(dtype))
+
+
+def size_var(name: str, dtype: str | DType = DType.INT64) -> Var:
+    """A symbolic dimension; TVM's name for a `var` that is not negative."""
+    return var(name, dtype)
+
+
+class ThreadAxis(str):
+    """A GPU thread axis: its tag, such as "threadIdx.x", and its extent if given."""
+
+    extent: Expr | None = None
+
+
+def thread_axis(dom: str | tuple[ExprLike, ExprLike] | ExprLike | None = None,
+                tag: str = "", name: str = "") -> ThreadAxis:  # fmt: skip
+    """A thread axis to bind a loop to: `thread_axis("threadIdx.x")` or `thread_axis((0, 64), tag)`.
+
+    The string itself, "threadIdx.x", does as well.
+    """
+    if isinstance(dom, str):
+        dom, tag = None, dom
+    axis = ThreadAxis(tag)
+    if dom is not None:
+        low, high = dom if isinstance(dom, tuple) else (0, dom)
+        axis.extent = as_expr(high) - as_expr(low)
+    return axis
 
 
 def reduce_axis(dom: tuple[ExprLike, ExprLike], name: str = "k") -> IterVar:
@@ -384,6 +505,13 @@ def topological(outputs: Sequence[Tensor]) -> list[Operation]:
     return order
 
 
+def inputs_of(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """The placeholders that the outputs depend on, in order of appearance, without scan states."""
+    operations = topological(outputs)
+    states = {t.op for op in operations if isinstance(op, ScanOp) for t in op.state}
+    return [op.output(0) for op in operations if isinstance(op, PlaceholderOp) and op not in states]
+
+
 def tensor_of(load: Load) -> Tensor:
     """The tensor that a load reads, before lowering."""
     return load.source
@@ -391,5 +519,3 @@ def tensor_of(load: Load) -> Tensor:
 
 def is_reduction(op: Operation) -> bool:
     return isinstance(op, ComputeOp) and isinstance(op.body[0], Reduce)
-
-

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..diagnostics import NO_SPAN, InternalError
+from ..diagnostics import NO_SPAN, InternalError, ScheduleError
 from ..ir.expr import TRUE, Expr, Load, Var, const, if_then_else, substitute
 from ..ir.node import Node, rewrite
 from ..te.tensor import (
     ComputeOp,
     ExternOp,
+    IterKind,
     IterVar,
+    Operation,
     PlaceholderOp,
     Reduce,
     ScanOp,
@@ -42,16 +44,26 @@ def create_func(
         declare(tensor)
     nests: list[Stmt] = []
     span = NO_SPAN
-    for op in topological(outputs):
+    operations = topological(outputs)
+    scans = [op for op in operations if isinstance(op, ScanOp)]
+    inside = {o for scan in scans for o in (*scan.body, *(s.op for s in scan.state))}
+    _check_inside_scans(operations, scans, outputs)
+    for op in operations:
+        if op in inside:
+            continue
         if isinstance(op, PlaceholderOp):
             if op.output(0) not in buffers:
                 raise InternalError(f"{name}: placeholder {op.name} is not among the inputs")
             continue
+        if isinstance(op, ScanOp):
+            for step in op.body:
+                for i in range(step.num_outputs):
+                    declare(step.output(i))
         targets = [declare(op.output(i)) for i in range(op.num_outputs)]
         nests.append(_nest(op, targets, buffers))
         span |= getattr(op, "span", NO_SPAN)
     params = tuple(buffers[t] for t in (*inputs, *outputs))
-    allocs = tuple(b for b in buffers.values() if b not in params)
+    allocs = tuple(b for b in dict.fromkeys(buffers.values()) if b not in params)
     body = nests[0] if len(nests) == 1 else Seq(tuple(nests))
     return PrimFunc(name, params, len(outputs), body, allocs, {}, span), buffers
 
@@ -62,10 +74,77 @@ def _nest(
     if isinstance(op, ExternOp):
         return op.make([buffers[t] for t in op.inputs], targets)
     if isinstance(op, ScanOp):
-        raise InternalError(f"scan {op.name} has no loop nest yet")
-    block = compute_block(op, targets, buffers)
+        return _scan_nest(op, targets, buffers)
+    return _loops(compute_block(op, targets, buffers), (*op.axis, *op.reduce_axis))
+
+
+def _check_inside_scans(
+    operations: Sequence[Operation], scans: Sequence[ScanOp], outputs: Sequence[Tensor]
+) -> None:
+    """What a scan computes at each time is not kept, so only the scan can read it."""
+    owner = {op: scan for scan in scans for op in (*scan.body, *(s.op for s in scan.state))}
+    reads = [(op, t) for op in operations if not isinstance(op, ScanOp) for t in op.inputs]
+    reads += [(scan, t) for scan in scans for t in scan.inputs]
+    for op, tensor in [*reads, *((None, t) for t in outputs)]:
+        scan = owner.get(tensor.op)
+        if scan is not None and op is not scan and (op is None or owner.get(op) is not scan):
+            reader = "it is an output" if op is None else f"{op.name} reads it"
+            raise ScheduleError(
+                f"{tensor.name!r} exists only inside the scan {scan.name!r}, but {reader}",
+                hint=f"use the result of te.scan, {scan.name}",
+            )
+
+
+def _scan_nest(op: ScanOp, targets: list[Buffer], buffers: dict[Tensor, Buffer]) -> Stmt:
+    """The first rows, then one loop over time around all stages of the body.
+
+    for i: S[0, i] = init[0, i]                # block "S.init"
+    for t in range(1, T):                      # ordered
+        for i: update[t, i] = f(S[t - 1, ...])
+        for i: S[t, i] = update[t, i]          # block "S"
+    """
+    first: list[Stmt] = []
+    steps: list[Stmt] = []
+    for state, target in zip(op.state, targets, strict=True):
+        buffers[state] = target
+    for init, target in zip(op.init, targets, strict=True):
+        source = buffers[init]
+        first.append(_copy(source, target, f"{target.name}.init", source.shape, None))
+    for step in op.body:
+        own = [buffers[step.output(i)] for i in range(step.num_outputs)]
+        block = compute_block(step, own, buffers)
+        time = block.iter_vars[0]
+        ordered = replace(time, min=op.axis.min, extent=op.axis.extent, kind=IterKind.ORDERED)
+        block = replace(
+            block,
+            iter_vars=(ordered, *block.iter_vars[1:]),
+            bindings=(op.axis.var, *block.bindings[1:]),
+        )
+        steps.append(_loops(block, (*step.axis[1:], *step.reduce_axis)))
+    for update, target in zip(op.update, targets, strict=True):
+        steps.append(_copy(buffers[update], target, target.name, target.shape, op.axis))
+    loop = For(op.axis.var, op.axis.min, op.axis.extent, _seq(steps))
+    return Seq((*first, loop))
+
+
+def _copy(
+    source: Buffer, target: Buffer, name: str, shape: Sequence[Expr], time: IterVar | None
+) -> Stmt:
+    """`target[...] = source[...]` over `shape`, or over one row of it at the given time."""
+    loops = [IterVar(Var(f"{name}.i{d}"), const(0), n) for d, n in enumerate(shape)]
+    own = [replace(axis, var=Var(f"i{d}")) for d, axis in enumerate(loops)]
+    if time is not None:
+        own[0] = replace(time, var=Var("t"))
+        loops[0] = time
+    indices = tuple(axis.var for axis in own)
+    store = Store(target, indices, Load(source, indices, None))
+    block = Block(name, tuple(own), tuple(axis.var for axis in loops), store)
+    return _loops(block, loops if time is None else loops[1:])
+
+
+def _loops(block: Block, axes: Sequence[IterVar]) -> Stmt:
     stmt: Stmt = block
-    for axis in reversed((*op.axis, *op.reduce_axis)):
+    for axis in reversed(axes):
         stmt = For(axis.var, axis.min, axis.extent, stmt)
     return stmt
 
@@ -111,7 +190,7 @@ def _block(
 ) -> Block:
     """Blocks are named after their (first) buffer, which is unique in the function."""
     bindings = tuple(a.var for a in axes)
-    annotations = {"tag": op.tag, **op.attrs}
+    annotations = {**({"tag": op.tag} if op.tag else {}), **op.attrs}
     return Block(name, iter_vars, bindings, body, init, TRUE, annotations, op.span)
 
 

@@ -306,7 +306,7 @@ class _Compiler:
 
     def block(self, stmt: Block) -> None:
         """Bind the iteration variables; guarded by the predicate; init first where it is due."""
-        reduces = [v for v in stmt.iter_vars if v.kind is not IterKind.SPATIAL]
+        reduces = [v for v in stmt.iter_vars if v.kind is IterKind.REDUCE]
 
         def bind() -> None:
             for axis, value in zip(stmt.iter_vars, stmt.bindings, strict=True):

@@ -21,7 +21,7 @@ from typing import Any
 from ..diagnostics import ScheduleError
 from ..dtype import DType
 from ..ir.expr import Var
-from ..te.tensor import IterVar, PlaceholderOp, Tensor, topological
+from ..te.tensor import IterVar, PlaceholderOp, ScanOp, Tensor, inputs_of
 from .from_te import create_func
 from .nodes import Block, Buffer, ForKind, PrimFunc, Scope
 from .primitives import annotate, cache, compute_at, fuse, inline, reorder, rfactor, split
@@ -46,7 +46,9 @@ class Schedule:
         self.steps: list[tuple[str, str, tuple[Any, ...]]] = []
         self._buffers: dict[Tensor | CachedTensor, Buffer] = dict(buffers)
         self._blocks: dict[Tensor | CachedTensor, str] = {
-            t: buffers[t.op.output(0)].name for t in buffers if not isinstance(t.op, PlaceholderOp)
+            t: buffers[t if isinstance(t.op, ScanOp) else t.op.output(0)].name
+            for t in buffers
+            if not isinstance(t.op, PlaceholderOp)
         }
 
     def __getitem__(self, tensor: Tensor | CachedTensor | str) -> Stage:
@@ -102,6 +104,16 @@ class Schedule:
         func, buffer = cache.set_scope(self.func, self._buffers[tensor], Scope(scope))
         self.rewrite(tensor.name, "set_scope", (scope,), func)
         self._buffers[tensor] = buffer
+
+    def buffer(self, tensor: Tensor | CachedTensor) -> Buffer:
+        """The buffer that holds a tensor.
+
+        Raises:
+            ScheduleError: the tensor belongs to another schedule.
+        """
+        if tensor not in self._buffers:
+            raise ScheduleError(f"{tensor.name!r} belongs to another schedule")
+        return self._buffers[tensor]
 
     def show(self) -> str:
         """The loops as text."""
@@ -252,7 +264,7 @@ def create_schedule(
     """
     results = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     if inputs is None:
-        inputs = [op.output(0) for op in topological(results) if isinstance(op, PlaceholderOp)]
+        inputs = inputs_of(results)
     func, buffers = create_func(inputs, results, name)
     return Schedule(func, buffers)
 

@@ -1,0 +1,340 @@
+"""From a schedule to a function to call: `lower` and `build`, as in TVM.
+
+>>> import numpy as np
+>>> from tinycomp import te
+>>> A = te.placeholder((8,), name="A")
+>>> B = te.compute((8,), lambda i: A[i] * 2.0, name="B")
+>>> s = te.create_schedule(B.op)
+>>> double = build(s, [A, B])
+>>> a, b = np.arange(8, dtype="float32"), np.empty(8, "float32")
+>>> double(a, b)
+>>> b.tolist()
+[0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .codegen.inspect import SpillReport, find_spills
+from .codegen.llvm import KernelIR, assembly, emit_kernel
+from .config import Config
+from .diagnostics import InputError, TinycompError
+from .dtype import DType
+from .ir.expr import Expr, IntImm, Load, Var, const, substitute
+from .runtime.arrays import as_array
+from .runtime.artifact import foreign_reason
+from .runtime.function import NativeKernel, TimeResult, measure
+from .target import Target, default_num_threads
+from .te.tensor import Tensor
+from .tir.lower import lower as lower_func
+from .tir.nodes import Buffer, PrimFunc
+from .tir.schedule import Schedule
+from .tir.specialize import free_variables, specialize
+
+Argument = Tensor | Var
+
+
+class Lowered:
+    """A scheduled computation with its arguments; prints as loops.
+
+    Attributes:
+        scheduled: the function with its blocks, as the schedule left it.
+        func: the plain loops that code generation takes. With symbolic dimensions this is
+            `scheduled`: each set of sizes is lowered on its own when it is first called.
+        arguments: for each argument of a call, its parameter, or the symbolic size it gives.
+    """
+
+    def __init__(
+        self, scheduled: PrimFunc, arguments: Sequence[Buffer | Var], target: Target
+    ) -> None:
+        self.scheduled, self.arguments, self.target = scheduled, tuple(arguments), target
+        self.sizes = free_variables(scheduled)
+        self.func = scheduled if self.sizes else lower_func(scheduled, target)
+
+    def at(self, sizes: dict[Var, int]) -> PrimFunc:
+        """The plain loops for given values of the symbolic dimensions."""
+        if not self.sizes:
+            return self.func
+        values: dict[Var, Expr] = {v: const(n, v.dtype) for v, n in sizes.items()}
+        return lower_func(specialize(self.scheduled, values), self.target)
+
+    def __str__(self) -> str:
+        return str(self.func)
+
+    __repr__ = __str__
+
+
+def lower(
+    schedule: Schedule,
+    args: Sequence[Argument],
+    name: str = "main",
+    *,
+    target: str | Target = "llvm",
+    simple_mode: bool = False,
+) -> Lowered:
+    """The loops of a schedule as a function of `args`.
+
+    Args:
+        args: every placeholder and every output, in the order in which a call passes them; also
+            scalars (`te.var`), which a call passes as numbers.
+        simple_mode: stop at the scheduled loops with their blocks, which are shorter to read.
+
+    Raises:
+        TinycompError: an argument is missing, given twice, or no input or output.
+    """
+    func = replace(schedule.func, name=name)
+    sizes = set(free_variables(func))
+    scalars = [a for a in args if isinstance(a, Var) and a not in sizes]
+    parameters: dict[Var, Buffer] = {v: Buffer(v.name, (const(1),), v.dtype) for v in scalars}
+    if scalars:
+        zero = (const(0),)
+        func = specialize(func, {v: Load(b, zero, None) for v, b in parameters.items()})
+        func = replace(func, params=(*parameters.values(), *func.params))
+    own = {b.name: b for b in func.params}
+    arguments: list[Buffer | Var] = []
+    for argument in args:
+        if isinstance(argument, Var):
+            arguments.append(parameters.get(argument, argument))
+        else:
+            buffer = schedule.buffer(argument)
+            if buffer.name not in own:
+                raise _intermediate(argument, name)
+            arguments.append(own[buffer.name])
+    _check_complete(name, func, arguments)
+    if simple_mode:
+        return _Simple(func, arguments, Target.parse(target))
+    return Lowered(func, arguments, Target.parse(target))
+
+
+class _Simple(Lowered):
+    def __str__(self) -> str:
+        return str(self.scheduled)
+
+    __repr__ = __str__
+
+
+def _intermediate(tensor: Tensor, name: str) -> TinycompError:
+    return TinycompError(
+        f"{name}: {tensor.name!r} is neither an input nor an output of the schedule",
+        hint=f"to keep its values make it an output: te.create_schedule([..., {tensor.name}])",
+    )
+
+
+def _check_complete(name: str, func: PrimFunc, arguments: Sequence[Buffer | Var]) -> None:
+    for i, argument in enumerate(arguments):
+        if argument in arguments[:i]:
+            raise TinycompError(f"{name}: the argument {argument.name!r} is given twice")
+    missing = [b.name for b in func.params if b not in arguments]
+    if missing:
+        raise TinycompError(
+            f"{name}: args lacks {', '.join(map(repr, missing))}",
+            hint="list every placeholder that is read and every output",
+        )
+
+
+def build(
+    schedule: Schedule | Lowered,
+    args: Sequence[Argument] | None = None,
+    target: str | Target = "llvm",
+    name: str = "main",
+    *,
+    num_threads: int | None = None,
+) -> Function:
+    """Compile a schedule to a function `f(*arrays)` that writes its outputs in place.
+
+    Args:
+        schedule: a schedule, or what `lower` gave.
+        args: see `lower`.
+        target: "llvm" for this machine, or "llvm -mcpu=NAME" to look at another one's code.
+        num_threads: threads of parallel loops; default: `TINYCOMP_NUM_THREADS`, else the cores
+            that this process may use.
+
+    Raises:
+        TinycompError: args do not fit the schedule, or the target cannot be compiled for.
+    """
+    target = schedule.target if isinstance(schedule, Lowered) else Target.parse(target)
+    if target.kind != "llvm":
+        raise TinycompError(f"build cannot generate code for {target}", hint='use target="llvm"')
+    if not isinstance(schedule, Lowered):
+        if args is None:
+            raise TinycompError("build needs args: the inputs and outputs in the order of a call")
+        schedule = lower(schedule, args, name, target=target)
+    threads = num_threads or Config.from_environment().num_threads or default_num_threads()
+    return Function(schedule, threads)
+
+
+class Function:
+    """A compiled kernel; made by `build`.
+
+    Symbolic dimensions take their values from the shapes of the arrays; each new set of sizes is
+    compiled at its first call.
+    """
+
+    def __init__(self, lowered: Lowered, num_threads: int) -> None:
+        self.lowered, self.target, self.num_threads = lowered, lowered.target, num_threads
+        self.name = lowered.func.name
+        self._kernels: dict[tuple[int, ...], NativeKernel] = {}
+        self._ir: KernelIR | None = None
+        self._outputs = set(lowered.scheduled.params[-lowered.scheduled.num_outputs :])
+        if not lowered.sizes:
+            self._ir = emit_kernel(lowered.func, self.target)
+            if not foreign_reason(self.target):
+                self._kernels[()] = NativeKernel(self._ir, self.target, num_threads)
+
+    @property
+    def entry_name(self) -> str:
+        """The native symbol."""
+        return self.name
+
+    def __call__(self, *arguments: Any) -> None:
+        """Run on arrays (NumPy, or anything with DLPack), outputs among them, and scalars.
+
+        Arrays are used as they are, never copied: dtype and shape must be exact, memory dense.
+
+        Raises:
+            InputError: an argument does not fit.
+            ExecutionError: the data made an index out of range.
+        """
+        kernel, arrays = self._prepare(arguments)
+        kernel.call(arrays)
+
+    def time_evaluator(
+        self,
+        func_name: str | None = None,
+        dev: Any = None,
+        number: int = 10,
+        repeat: int = 5,
+        min_repeat_ms: float = 0.0,
+        flush_cache: bool = False,
+    ) -> Callable[..., TimeResult]:
+        """A function that takes what a call takes and returns the time of a run.
+
+        After one run to warm up, `repeat` times the mean of `number` runs; `number` grows until
+        one repeat takes `min_repeat_ms`. `flush_cache` empties the caches before every single
+        run, and ignores `number` and `min_repeat_ms`. `func_name` and `dev` are TVM's; there is
+        one function here and one device.
+        """
+        if number < 1 or repeat < 1:
+            raise TinycompError("time_evaluator: number and repeat must be at least 1")
+
+        def evaluate(*arguments: Any) -> TimeResult:
+            kernel, arrays = self._prepare(arguments)
+            return measure(kernel, arrays, number, repeat, min_repeat_ms, flush_cache)
+
+        return evaluate
+
+    def get_source(self, form: str = "ll") -> str:
+        """The code as "tir" (loops), "ll" (LLVM IR) or "asm".
+
+        Raises:
+            TinycompError: unknown form, or machine code of symbolic sizes before a first call.
+        """
+        if form == "tir":
+            return str(self.lowered)
+        if form not in ("ll", "asm"):
+            raise TinycompError(f"unknown form {form!r}", hint='use "tir", "ll" or "asm"')
+        if self._ir is None:
+            raise TinycompError(
+                f"{self.name} has symbolic dimensions and is compiled for each size when called",
+                hint="call it once; the code of the last size compiled is shown",
+            )
+        return self._ir.llvm_text if form == "ll" else assembly(self._ir.llvm_text, self.target)
+
+    def spills(self) -> SpillReport:
+        """Vector registers that the machine code moves to the stack and back inside loops."""
+        return find_spills(self.get_source("asm"))
+
+    def _prepare(self, arguments: Sequence[Any]) -> tuple[NativeKernel, list[np.ndarray]]:
+        expected = self.lowered.arguments
+        if len(arguments) != len(expected):
+            names = ", ".join(a.name for a in expected)
+            raise InputError(
+                f"{self.name} takes {len(expected)} arguments ({names}), got {len(arguments)}"
+            )
+        reason = foreign_reason(self.target)
+        if reason:
+            raise InputError(f"{self.name} is compiled for {reason}", hint="only look at its code")
+        sizes: dict[Var, int] = {}
+        arrays: dict[Buffer, np.ndarray] = {}
+        for argument, value in zip(expected, arguments, strict=True):
+            if isinstance(argument, Var):
+                _bind(argument, int(value), sizes, argument.name)
+            else:
+                arrays[argument] = self._array(argument, value, sizes)
+        for buffer, array in arrays.items():
+            _check_shape(buffer, array, sizes)
+        self._check_aliasing(arrays)
+        key = tuple(sizes[v] for v in self.lowered.sizes)
+        kernel = self._kernels.get(key)
+        if kernel is None:
+            self._ir = emit_kernel(self.lowered.at(sizes), self.target)
+            kernel = self._kernels[key] = NativeKernel(self._ir, self.target, self.num_threads)
+        return kernel, [arrays[b] for b in self.lowered.scheduled.params]
+
+    def _array(self, buffer: Buffer, value: Any, sizes: dict[Var, int]) -> np.ndarray:
+        if isinstance(value, bool | int | float | np.generic) and buffer not in self._outputs:
+            value = np.full([1] * len(buffer.shape), value, buffer.dtype.numpy)
+        array = as_array(value, buffer.name)
+        if array is not value and isinstance(value, list | tuple):
+            raise InputError(f"{buffer.name!r} is a {type(value).__name__}, not an array")
+        if DType.of(array.dtype) is not buffer.dtype:
+            raise InputError(
+                f"{buffer.name!r} has dtype {array.dtype}, expected {buffer.dtype}",
+                hint=f'convert it: x.astype("{buffer.dtype}")',
+            )
+        if array.ndim != len(buffer.shape):
+            raise InputError(
+                f"{buffer.name!r} has shape {list(array.shape)}, expected {len(buffer.shape)} "
+                "dimensions"
+            )
+        if not (array.flags.c_contiguous and array.flags.aligned):
+            raise InputError(
+                f"{buffer.name!r} is not dense and row-major (strides {array.strides})",
+                hint="pass np.ascontiguousarray(x)",
+            )
+        if buffer in self._outputs and not array.flags.writeable:
+            raise InputError(f"{buffer.name!r} is an output, but the array is read-only")
+        for dim, size in zip(buffer.shape, array.shape, strict=True):
+            if isinstance(dim, Var):
+                _bind(dim, size, sizes, buffer.name)
+        return array
+
+    def _check_aliasing(self, arrays: dict[Buffer, np.ndarray]) -> None:
+        for output in self._outputs:
+            for other, array in arrays.items():
+                if other is not output and np.may_share_memory(array, arrays[output]):
+                    raise InputError(
+                        f"the output {output.name!r} shares memory with {other.name!r}",
+                        hint="pass arrays of their own",
+                    )
+
+
+def _bind(size: Var, value: int, sizes: dict[Var, int], where: str) -> None:
+    if sizes.setdefault(size, value) != value:
+        raise InputError(
+            f"{where!r} makes {size.name} = {value}, but an earlier argument made it {sizes[size]}"
+        )
+
+
+def _check_shape(buffer: Buffer, array: np.ndarray, sizes: dict[Var, int]) -> None:
+    values: dict[Var, Expr] = {v: const(n, v.dtype) for v, n in sizes.items()}
+    for dim, size in zip(buffer.shape, array.shape, strict=True):
+        known = dim if isinstance(dim, IntImm) or not values else substitute(dim, values)
+        if not isinstance(known, IntImm):
+            raise InputError(
+                f"{buffer.name!r}: the dimension {dim} is not known from the arguments",
+                hint="pass the variable itself as an argument",
+            )
+        if known.value != size:
+            expected = [str(substitute(d, values) if values else d) for d in buffer.shape]
+            raise InputError(
+                f"{buffer.name!r} has shape {list(array.shape)}, expected [{', '.join(expected)}]"
+            )
+
+
+__all__ = ["Function", "Lowered", "TimeResult", "build", "lower"]
