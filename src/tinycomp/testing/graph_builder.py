@@ -97,16 +97,13 @@ class GraphBuilder:
         return tuple(results)
 
     def _infer(self, node: onnx.NodeProto) -> dict[str, onnx.TypeProto]:
-        integers = {
-            name: self._constants[name]
-            for name in node.input
-            if name in self._constants and self._constants[name].data_type == onnx.TensorProto.INT64
-        }
+        known = [self._constants[name] for name in node.input if name in self._constants]
+        small = {t.name: t for t in known if math.prod(t.dims) <= 16}  # shapes, axes, scales
         return onnx.shape_inference.infer_node_outputs(
             onnx.defs.get_schema(node.op_type, self.opset),
             node,
             {name: self._types[name] for name in node.input if name},
-            integers,
+            small,
             opset_imports=[helper.make_opsetid("", self.opset)],
             ir_version=IR_VERSION,
         )
