@@ -106,7 +106,9 @@ def _sigmoid(x: Any) -> Any:
 
 
 def _popcount(x: Any) -> Any:
-    return np.bitwise_count(x).astype(np.asarray(x).dtype)
+    x = np.asarray(x)
+    bits = x.view(f"u{x.dtype.itemsize}") if x.dtype.kind == "i" else x  # NumPy counts those of |x|
+    return np.bitwise_count(bits).astype(x.dtype)[()]
 
 
 def checked_index(index: Any, extent: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..ir.expr import Load
+from ..ir.expr import Call, Expr, Load
 from ..ir.node import postorder
 from .simplify import Analyzer
 from .tensor import ComputeOp, Operation, PlaceholderOp, Tensor, topological
@@ -35,7 +35,7 @@ def scan_body(
         if not isinstance(op, ComputeOp):
             raise TypeError(f"scan {name}: {op.name} depends on the state but is no compute")
         reads_state.add(op)
-        _check_times(name, op, reads_state, state)
+        _check_times(name, op, reads_state, state, init[0].shape[0])
         body.append(op)
     constant = [u.name for u in update if u.op not in body]
     if constant:
@@ -58,7 +58,9 @@ def _check_types(name: str, init: Tensor, update: Tensor, state: Tensor) -> None
         )
 
 
-def _check_times(name: str, op: ComputeOp, inside: set[Operation], state: Sequence[Tensor]) -> None:
+def _check_times(
+    name: str, op: ComputeOp, inside: set[Operation], state: Sequence[Tensor], start: Expr
+) -> None:
     """Axis 0 of `op` is time; it reads states earlier and other stages at that time."""
     if not op.axis or op.axis[0].extent is not state[0].shape[0]:
         raise TypeError(
@@ -66,20 +68,37 @@ def _check_times(name: str, op: ComputeOp, inside: set[Operation], state: Sequen
         )
     time = op.axis[0].var
     analyzer = Analyzer()
-    for axis in (*op.axis, *op.reduce_axis):
+    for axis in (*op.axis[1:], *op.reduce_axis):
         analyzer.bind(axis.var, axis.min, axis.extent)
+    analyzer.bind(time, start, op.axis[0].extent - start)
+    guarded = _guarded(op)
     for load in postorder(op.body):
         if not isinstance(load, Load) or load.source.op not in inside:
             continue
         index = load.indices[0]
-        if load.source in state:
-            if not analyzer.proves(index < time):
-                raise TypeError(
-                    f"scan {name}: {op.name} reads {load}, not proven to be before {time}; "
-                    f"read the state at {time} - 1 or earlier"
-                )
-        elif index is not time:
+        if load.source not in state and index is not time:
             raise TypeError(
                 f"scan {name}: {op.name} reads {load}, but a stage inside the scan can only be "
                 f"read at the time {time}; make it a state to look back"
             )
+        if load.source in state and not analyzer.proves(index < time):
+            raise TypeError(
+                f"scan {name}: {op.name} reads {load}, not proven to be before {time}; "
+                f"read the state at {time} - 1 or earlier"
+            )
+        if load.source in state and load not in guarded and not analyzer.proves(index >= 0):
+            raise TypeError(
+                f"scan {name}: {op.name} reads {load}, which lies before the first row at {time} = "
+                f"{start}; give init more rows, or guard the read with te.if_then_else"
+            )
+
+
+def _guarded(op: ComputeOp) -> set[object]:
+    """What is evaluated only under a condition."""
+    sides = [
+        side
+        for node in postorder(op.body)
+        if isinstance(node, Call) and node.name == "if_then_else"
+        for side in node.args[1:]
+    ]
+    return set(postorder(sides))
