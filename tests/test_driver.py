@@ -59,7 +59,7 @@ def test_wrong_argument_lists():
         tinycomp.lower(s, [a, b, c, d])
     with pytest.raises(TinycompError, match="given twice"):
         tinycomp.lower(s, [a, a, b, d])
-    with pytest.raises(TinycompError, match="belongs to another schedule"):
+    with pytest.raises(TinycompError, match="not part of this schedule"):
         tinycomp.lower(s, [a, b, te.placeholder((3,))])
     with pytest.raises(TinycompError, match="build needs args"):
         tinycomp.build(s)

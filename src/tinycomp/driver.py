@@ -101,10 +101,10 @@ def lower(
         if isinstance(argument, Var):
             arguments.append(parameters.get(argument, argument))
         else:
-            buffer = schedule.buffer(argument)
-            if buffer.name not in own:
+            buffer = own.get(schedule.buffer_name(argument))
+            if buffer is None:
                 raise _intermediate(argument, name)
-            arguments.append(own[buffer.name])
+            arguments.append(buffer)
     _check_complete(name, func, arguments)
     if simple_mode:
         return _Simple(func, arguments, Target.parse(target))

@@ -70,7 +70,7 @@ def test_a_stage_inside_is_computed_at_its_reader():
 def test_time_cannot_be_parallel():
     *_, hidden, _, _ = rnn()
     s = te.create_schedule(hidden)
-    with pytest.raises(ScheduleError):
+    with pytest.raises(ScheduleError, match="time of a scan"):
         s[hidden].parallel(hidden.op.scan_axis)
 
 
