@@ -20,7 +20,7 @@ import numpy as np
 from ..config import Config
 from ..diagnostics import ArtifactError, ExecutionError, Span, TinycompError
 from ..target import default_num_threads
-from .arrays import address, aligned_empty, allocate, bind_arguments, check_input, check_names
+from .arrays import address, allocate, bind_arguments, check_input, check_names, resident
 from .artifact import Artifact, Manifest, ValueSpec, foreign_reason
 from .native import NativeModel
 from .profiler import Profile, make_profile
@@ -189,7 +189,7 @@ class _Frame:
         self.native = native
         self.inputs = (ctypes.c_void_p * len(manifest.inputs))()
         self.outputs = (ctypes.c_void_p * len(manifest.outputs))()
-        self.arena = aligned_empty((manifest.arena_bytes,), np.dtype(np.uint8))
+        self.arena = resident(manifest.arena_bytes)
         self.state = native.new_state()
         self._arguments = (
             ctypes.addressof(self.state),

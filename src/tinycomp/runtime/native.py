@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from ..codegen.jit import load_object
 from ..codegen.runtime_abi import MAIN, PARALLEL_FOR, POOL_CREATE, POOL_ENTER, RuntimeState
-from .arrays import address
+from .arrays import address, resident
 from .artifact import Artifact
 
 POOL_OBJECT = "threadpool"
@@ -32,10 +32,11 @@ class NativeModel:
         imports, pool = _thread_pool(objects.pop(POOL_OBJECT))
         with _linking:
             self._code = load_object(list(objects.values()), imports)
-        self._artifact = artifact  # keeps the constants alive
         self._num_threads, self._pool = num_threads, pool
         self.entry = _EntryType(self._code.address(MAIN))
-        self.constants = address(artifact.constants)
+        self._constants = resident(artifact.constants.nbytes)
+        self._constants[:] = artifact.constants
+        self.constants = address(self._constants)
 
     def new_state(self) -> RuntimeState:
         """The runtime state of one call at a time."""

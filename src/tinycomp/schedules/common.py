@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..ir.expr import IntImm, Var, as_int
 from ..target import Target
 from ..te.tensor import ComputeOp, Tensor, is_reduction, topological
+from ..tir.nodes import Buffer
 from ..tir.schedule import CachedTensor, Schedule, Stage
 
 PARALLEL_GRAIN = 16 * 1024
@@ -33,6 +34,11 @@ class Kernel:
 
     def is_output(self, op: ComputeOp) -> bool:
         return any(t.op is op for t in self.outputs)
+
+    def buffer(self, tensor: Tensor) -> Buffer:
+        """The buffer that holds an input of the kernel."""
+        func = self.schedule.func
+        return next(b for b in func.params if b.name == tensor.name)
 
     def stage(self, op: ComputeOp) -> Stage:
         return self.schedule[op.output(0)]

@@ -25,7 +25,7 @@ from .common import (
     work_of,
 )
 from .elementwise import schedule_injective
-from .matmul import tile_cost
+from .matmul import prefetch_distance, tile_cost
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,8 @@ def schedule_conv(kernel: Kernel, conv: ComputeOp) -> None:
     if out is not conv:
         schedule.set_scope(accumulator, "local")
     *_, ti_h, ti_w, ti_o, r, s, i = tile.axes
+    weights = kernel.buffer(conv.inputs[-1]).name
+    tile.pragma(i, "prefetch", (weights, prefetch_distance(th * tw * nr // lanes, nr)))
     tile.reorder(r, s, i, ti_h, ti_w, ti_o)
     tile.unroll(ti_h)
     tile.unroll(ti_w)

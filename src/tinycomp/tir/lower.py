@@ -8,6 +8,7 @@ from .passes.compact_buffers import compact_buffers
 from .passes.hoist_ifs import hoist_ifs
 from .passes.loop_partition import loop_partition
 from .passes.lower_blocks import lower_blocks
+from .passes.prefetch import prefetch
 from .passes.simplify import simplify
 from .passes.trim_loops import trim_loops
 from .passes.unroll import unroll
@@ -29,4 +30,5 @@ def lower(func: PrimFunc, target: Target) -> PrimFunc:
     func = trim_loops(func)
     func = vectorize(func, target)
     func = unroll(func)
-    return simplify(func)
+    func = simplify(func)
+    return prefetch(func)
