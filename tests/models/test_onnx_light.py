@@ -18,7 +18,7 @@ from tinycomp.testing.compare import assert_close
 from tinycomp.testing.graph_builder import seeded_inputs
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
-FAST = {"light_squeezenet", "light_shufflenet", "light_bvlc_alexnet"}
+FAST = {"light_squeezenet", "light_shufflenet", "light_resnet50"}
 MODELS = [
     pytest.param(path, id=path.stem, marks=[] if path.stem in FAST else [pytest.mark.slow])
     for path in sorted(LIGHT.glob("*.onnx"))
