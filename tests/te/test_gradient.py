@@ -124,7 +124,9 @@ def test_matmul_gradients_are_matmuls():
     assert [x.extent.value for x in right.op.reduce_axis] == [3]
 
 
-@pytest.mark.parametrize(("stride", "dilation", "pad"), [(1, 1, 0), (2, 1, 1), (1, 2, 2), (3, 2, 1)])
+@pytest.mark.parametrize(
+    ("stride", "dilation", "pad"), [(1, 1, 0), (2, 1, 1), (1, 2, 2), (3, 2, 1)]
+)
 def test_convolution(stride, dilation, pad):
     size, kernel = 7, 3
     a, w = tensor(2, size, size), tensor(2, 2, kernel, kernel, name="W")

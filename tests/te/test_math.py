@@ -197,7 +197,12 @@ def test_tag_scope_and_thread_axis():
         inner = te.compute((2,), lambda i: i)
         named = te.compute((2,), lambda i: i, tag="own")
     outside = te.compute((2,), lambda i: i)
-    assert (inner.op.tag, inner.op.attrs, named.op.tag, outside.op.tag) == ("mine", {"a": 1}, "own", "")
+    assert (inner.op.tag, inner.op.attrs, named.op.tag, outside.op.tag) == (
+        "mine",
+        {"a": 1},
+        "own",
+        "",
+    )
     thread = te.thread_axis((0, 64), "threadIdx.x")
     assert thread == "threadIdx.x"
     assert thread.extent.value == 64

@@ -31,7 +31,9 @@ def rnn(times=6, n=5):
     state = te.placeholder((times, n), name="state")
     k = te.reduce_axis((0, n), name="k")
     init = te.compute((1, n), lambda t, i: x[0, i], name="init")
-    mixed = te.compute((times, n), lambda t, i: te.sum(state[t - 1, k] * w[k, i], axis=k), name="mixed")
+    mixed = te.compute(
+        (times, n), lambda t, i: te.sum(state[t - 1, k] * w[k, i], axis=k), name="mixed"
+    )
     update = te.compute((times, n), lambda t, i: te.tanh(mixed[t, i] + x[t, i]), name="update")
     hidden = te.scan(init, update, state, [x, w], name="H")
     rng = np.random.default_rng(0)

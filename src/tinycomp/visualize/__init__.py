@@ -1,0 +1,1 @@
+"""Pictures: schedules as web pages."""
