@@ -240,19 +240,21 @@ class StatementEmitter:
 
     def _evaluate(self, value: Expr) -> None:
         if isinstance(value, Call) and value.name == "prefetch":
-            self._prefetch(value.args[0])
+            self._prefetch(*value.args)
         else:
             self.expressions.evaluate(value)
 
-    def _prefetch(self, target: Expr) -> None:
+    def _prefetch(self, target: Expr, level: Expr | None = None) -> None:
+        """Level 1 fetches into the first-level cache, 2 into the second."""
         if not isinstance(target, Load):
             raise InternalError(f"prefetch needs a load, got {target}")
+        locality = 3 if level is None else 4 - as_int(level)
         access = access_of(target.source, target.indices)
         index = self.b.extract(self.expressions.evaluate(access.index), 0)
         base = self.bindings.buffers[target.source]
         pointer = self.b.gep(base, memory.STORED[target.dtype], index)
         self.b.module.declare("llvm.prefetch.p0", "void", ["ptr", "i32", "i32", "i32"])
-        self.b.line(f"call void @llvm.prefetch.p0({pointer}, i32 0, i32 3, i32 1)")
+        self.b.line(f"call void @llvm.prefetch.p0({pointer}, i32 0, i32 {locality}, i32 1)")
 
     def _parallel(self, loop: For) -> None:
         """Store what the body needs in an environment on the stack, and start the loop."""
