@@ -32,7 +32,7 @@ def test_arguments_in_any_order():
 
 
 def test_create_schedule_takes_operations_and_tensors():
-    a, b, c = matmul(2, 2, 2)
+    *_, c = matmul(2, 2, 2)
     for outputs in (c, c.op, [c], [c.op], (c, c.op)):
         assert te.create_schedule(outputs).stages == ["C"]
 
@@ -113,7 +113,7 @@ def test_symbolic_dimensions_and_scalars():
     a = te.placeholder((n, 3), name="A")
     b = te.compute((n * 2, 3), lambda i, j: a[i // 2, j] * alpha, name="B")
     s = te.create_schedule(b)
-    outer, inner = s[b].split(b.op.axis[0], factor=4)
+    _, inner = s[b].split(b.op.axis[0], factor=4)
     s[b].unroll(inner)
     f = tinycomp.build(s, [n, alpha, a, b])
     assert "n" in f.get_source("tir")

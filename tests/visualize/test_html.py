@@ -39,7 +39,7 @@ def matmul():
 
 def test_page_shows_every_step_and_needs_nothing_else():
     c, d, s = matmul()
-    outer, inner = s[d].split("i", factor=8)
+    outer, _ = s[d].split("i", factor=8)
     s[d].parallel(outer)
     s[d].vectorize("j")
     s[c].compute_at(s[d], outer)
@@ -92,10 +92,8 @@ def test_layers_and_boxes_do_not_overlap():
     keys, edges = ["a", "b", "c", "d"], [Edge("a", "b"), Edge("b", "d"), Edge("a", "d")]
     assert layers_of(keys, edges) == {"a": 0, "b": 1, "c": 0, "d": 2}
     picture = drawing([Box(k, (k,), "stage") for k in keys], edges, {}, "title")
-    places = [
-        tuple(float(v) for v in m)
-        for m in re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" rx="5" width="([\d.]+)" height="([\d.]+)"', picture)
-    ]  # fmt: skip
+    pattern = r'<rect x="([\d.]+)" y="([\d.]+)" rx="5" width="([\d.]+)" height="([\d.]+)"'
+    places = [tuple(float(v) for v in m) for m in re.findall(pattern, picture)]
     assert len(places) == 4
     for i, (x, y, w, h) in enumerate(places):
         for x2, y2, w2, h2 in places[:i]:
