@@ -107,7 +107,11 @@ def _cache_bytes(level: int, default: int) -> int:
     for index in range(6):
         folder = f"/sys/devices/system/cpu/cpu0/cache/index{index}"
         try:
-            with open(f"{folder}/level") as f, open(f"{folder}/type") as t, open(f"{folder}/size") as s:
+            with (
+                open(f"{folder}/level") as f,
+                open(f"{folder}/type") as t,
+                open(f"{folder}/size") as s,
+            ):
                 if int(f.read()) == level and t.read().strip() != "Instruction":
                     return int(s.read().strip().removesuffix("K")) * 1024
         except (OSError, ValueError):
@@ -119,7 +123,8 @@ _CROSS = {  # cpu -> (vector bits, registers)
     "x86-64": (128, 16), "x86-64-v2": (128, 16), "x86-64-v3": (256, 16), "x86-64-v4": (512, 32),
     "haswell": (256, 16), "znver3": (256, 16), "skylake-avx512": (512, 32), "znver4": (512, 32),
     "znver5": (512, 32), "sapphirerapids": (512, 32), "icelake-server": (512, 32),
-    "cortex-a72": (128, 32), "neoverse-n1": (128, 32), "neoverse-v1": (128, 32), "apple-m1": (128, 32),
+    "cortex-a72": (128, 32), "neoverse-n1": (128, 32), "neoverse-v1": (128, 32),
+    "apple-m1": (128, 32),
 }  # fmt: skip
 _ARM_PREFIXES = ("cortex", "neoverse", "apple")
 
@@ -128,7 +133,11 @@ def _cross(cpu: str, triple: str, features: str) -> Target:
     host = _host()
     cpu = cpu or ("generic" if triple and triple != host.triple else host.cpu)
     if not triple:
-        triple = "aarch64-unknown-linux-gnu" if cpu.startswith(_ARM_PREFIXES) else "x86_64-unknown-linux-gnu"
+        triple = (
+            "aarch64-unknown-linux-gnu"
+            if cpu.startswith(_ARM_PREFIXES)
+            else "x86_64-unknown-linux-gnu"
+        )
     if cpu == host.cpu and triple == host.triple and not features:
         return host
     bits, registers = _CROSS.get(cpu, (128, 32 if triple.startswith("aarch64") else 16))

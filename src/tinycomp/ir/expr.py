@@ -129,7 +129,11 @@ class Expr(Node):
         return binary(BinaryOp.FLOORMOD, other, self)
 
     def __neg__(self) -> Expr:
-        return binary(BinaryOp.SUB, const(0, self.dtype), self) if self.dtype.is_int else call("neg", self)
+        return (
+            binary(BinaryOp.SUB, const(0, self.dtype), self)
+            if self.dtype.is_int
+            else call("neg", self)
+        )
 
     def __lt__(self, other: ExprLike) -> Expr:
         return binary(BinaryOp.LT, self, other)
@@ -184,7 +188,14 @@ class Expr(Node):
     __repr__ = __str__
 
 
-ExprLike = Expr | int | float | bool
+@runtime_checkable
+class StandsForExpr(Protocol):
+    """What may be written where an expression is expected: an axis, a slice of a tensor."""
+
+    def __expr__(self) -> Expr: ...
+
+
+ExprLike = Expr | StandsForExpr | int | float | bool
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -385,11 +396,14 @@ class ReduceLanes(Expr, metaclass=Interned):
 # if_then_else(c, a, b) evaluates only the side taken. checked_index(i, extent) wraps a negative
 # index once, and where it is still outside [0, extent) reports a runtime error and yields 0.
 # fma(a, b, c) = a * b + c with one rounding. likely(c) marks a guard that loop partition removes.
+_SAME_DTYPE = """
+    neg not bit_not abs exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan asin acos atan
+    sinh cosh tanh asinh acosh atanh erf sigmoid floor ceil trunc round nearbyint sign pow atan2
+    fma popcount checked_index likely
+"""
 INTRINSICS: Mapping[str, str] = {
     **dict.fromkeys(
-        "neg not bit_not abs exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan asin acos atan "
-        "sinh cosh tanh asinh acosh atanh erf sigmoid floor ceil trunc round nearbyint sign "
-        "pow atan2 fma popcount checked_index likely".split(),
+        _SAME_DTYPE.split(),
         "same",
     ),
     "isnan": "bool",
@@ -422,11 +436,14 @@ def as_expr(value: ExprLike, dtype: DType | None = None) -> Expr:
     """
     if isinstance(value, Expr):
         return value
-    if hasattr(value, "__expr__"):
+    if isinstance(value, StandsForExpr):
         return value.__expr__()
     if dtype is None:
-        dtype = DType.BOOL if isinstance(value, bool) else (
-            DType.FLOAT32 if isinstance(value, float) else DType.INT64)
+        dtype = (
+            DType.BOOL
+            if isinstance(value, bool)
+            else (DType.FLOAT32 if isinstance(value, float) else DType.INT64)
+        )
     return const(value, dtype)
 
 
@@ -440,18 +457,15 @@ def binary(op: BinaryOp, a: ExprLike, b: ExprLike) -> Expr:
     """
     from .fold import fold_binary  # folding builds expressions
 
-    if not isinstance(a, Expr) and not hasattr(a, "__expr__"):
-        b = as_expr(b)
-        a = as_expr(a, b.dtype)
-    else:
-        a = as_expr(a)
-        b = as_expr(b, a.dtype)
-    if a.lanes != b.lanes:
-        a = a if a.lanes > 1 else Broadcast(a, b.lanes)
-        b = b if b.lanes > 1 else Broadcast(b, a.lanes)
-    if a.dtype is not b.dtype:
-        raise TypeError(f"operands of {op} have dtypes {a.dtype} and {b.dtype}; cast one of them: {a} and {b}")
-    return fold_binary(op, a, b)
+    x, y = _unify(a, b)
+    if x.lanes != y.lanes:
+        x = x if x.lanes > 1 else Broadcast(x, y.lanes)
+        y = y if y.lanes > 1 else Broadcast(y, x.lanes)
+    if x.dtype is not y.dtype:
+        raise TypeError(
+            f"operands of {op} have dtypes {x.dtype} and {y.dtype}; cast one of them: {x} and {y}"
+        )
+    return fold_binary(op, x, y)
 
 
 def cast(value: ExprLike, dtype: str | DType) -> Expr:
@@ -464,7 +478,7 @@ def cast(value: ExprLike, dtype: str | DType) -> Expr:
 def call(name: str, *args: ExprLike) -> Expr:
     """The intrinsic `name` of the arguments; numbers take the first expression's dtype."""
     rule = INTRINSICS[name]
-    first = next((as_expr(a) for a in args if isinstance(a, Expr) or hasattr(a, "__expr__")), None)
+    first = next((as_expr(a) for a in args if isinstance(a, Expr | StandsForExpr)), None)
     exprs = tuple(as_expr(a, first.dtype if first is not None else None) for a in args)
     dtype = {"same": exprs[0].dtype, "bool": DType.BOOL}.get(rule) or exprs[1].dtype
     return Call(name, exprs, dtype)
@@ -488,11 +502,12 @@ def if_then_else(condition: ExprLike, a: ExprLike, b: ExprLike) -> Expr:
 
 
 def _unify(a: ExprLike, b: ExprLike) -> tuple[Expr, Expr]:
-    if isinstance(a, Expr) or hasattr(a, "__expr__"):
-        a = as_expr(a)
-        return a, as_expr(b, a.dtype)
-    b = as_expr(b)
-    return as_expr(a, b.dtype), b
+    """Both as expressions; a Python number takes the dtype of the other."""
+    if isinstance(a, Expr | StandsForExpr):
+        x = as_expr(a)
+        return x, as_expr(b, x.dtype)
+    y = as_expr(b)
+    return as_expr(a, y.dtype), y
 
 
 def all_of(conditions: Iterable[Expr]) -> Expr:
@@ -515,7 +530,6 @@ def rebuild(expr: Expr, handler: Callable[[Expr], Expr]) -> Expr:
     def step(node: Any, children: list[Any]) -> Any:
         return handler(refold(node, children))
 
-
     return fold(expr, step)
 
 
@@ -523,8 +537,6 @@ def variables(expr: Expr) -> list[Var]:
     """The variables in `expr`, each once, in order of appearance."""
 
     return [node for node in postorder(expr) if isinstance(node, Var)]
-
-
 
 
 def is_const(expr: ExprLike, value: int | float | None = None) -> bool:

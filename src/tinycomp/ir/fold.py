@@ -37,7 +37,9 @@ _INT_RULES = {
     BinaryOp.MUL: lambda a, b: a * b,
     BinaryOp.FLOORDIV: lambda a, b: a // b if b else 0,
     BinaryOp.FLOORMOD: lambda a, b: a % b if b else 0,
-    BinaryOp.TRUNCDIV: lambda a, b: (abs(a) // abs(b)) * (1 if (a < 0) == (b < 0) else -1) if b else 0,
+    BinaryOp.TRUNCDIV: lambda a, b: (
+        (abs(a) // abs(b)) * (1 if (a < 0) == (b < 0) else -1) if b else 0
+    ),
     BinaryOp.TRUNCMOD: lambda a, b: int(math.copysign(abs(a) % abs(b), a)) if b else 0,
     BinaryOp.MIN: min,
     BinaryOp.MAX: max,
@@ -92,41 +94,56 @@ def _fold_bool(op: BinaryOp, a: Expr, b: Expr) -> Expr:
 
 
 def _fold_int(op: BinaryOp, a: Expr, b: Expr) -> Expr:
-    if a.lanes == 1:
-        if isinstance(a, IntImm) and op in (BinaryOp.ADD, BinaryOp.MUL):
-            a, b = b, a  # constants to the right
-        value = b.value if isinstance(b, IntImm) else None
-        if value == 0:
-            if op in (BinaryOp.ADD, BinaryOp.SUB):
-                return a
-            if op is BinaryOp.MUL:
-                return b
-        if value == 1:
-            if op in (BinaryOp.MUL, BinaryOp.FLOORDIV, BinaryOp.TRUNCDIV):
-                return a
-            if op in (BinaryOp.FLOORMOD, BinaryOp.TRUNCMOD):
-                return const(0, a.dtype)
-        if value is not None and op is BinaryOp.ADD and isinstance(a, Binary) and isinstance(a.b, IntImm):
-            if a.op is BinaryOp.ADD:  # (x + 2) + 3 -> x + 5
-                return binary(BinaryOp.ADD, a.a, const(wrap(a.b.value + value, a.dtype), a.dtype))
-        if a is b:
-            if op is BinaryOp.SUB:
-                return const(0, a.dtype)
-            if op in (BinaryOp.MIN, BinaryOp.MAX):
-                return a
-            if op in (BinaryOp.EQ, BinaryOp.LE):
-                return TRUE
-            if op in (BinaryOp.NE, BinaryOp.LT):
-                return FALSE
-        if isinstance(a, IntImm) and a.value == 0 and op in (BinaryOp.FLOORDIV, BinaryOp.FLOORMOD):
-            return a
-    elif op in (BinaryOp.ADD, BinaryOp.SUB, BinaryOp.MUL):
+    if a.lanes > 1:
         return _fold_vector(op, a, b)
-    return Binary(op, a, b)
+    if isinstance(a, IntImm) and op in (BinaryOp.ADD, BinaryOp.MUL):
+        a, b = b, a  # constants to the right
+    folded = None
+    if isinstance(b, IntImm):
+        folded = _fold_constant_right(op, a, b)
+    elif a is b:
+        folded = _SAME_OPERANDS.get(op, lambda _: None)(a)
+    elif is_zero(a) and op in (BinaryOp.FLOORDIV, BinaryOp.FLOORMOD):
+        folded = a
+    return Binary(op, a, b) if folded is None else folded
+
+
+_SAME_OPERANDS = {
+    BinaryOp.SUB: lambda a: const(0, a.dtype),
+    BinaryOp.MIN: lambda a: a,
+    BinaryOp.MAX: lambda a: a,
+    BinaryOp.EQ: lambda a: TRUE,
+    BinaryOp.LE: lambda a: TRUE,
+    BinaryOp.NE: lambda a: FALSE,
+    BinaryOp.LT: lambda a: FALSE,
+}
+
+
+def is_zero(expr: Expr) -> bool:
+    return isinstance(expr, IntImm) and expr.value == 0
+
+
+def _fold_constant_right(op: BinaryOp, a: Expr, b: IntImm) -> Expr | None:
+    """Neutral and absorbing constants, and (x + 2) + 3 -> x + 5."""
+    if b.value == 0 and op in (BinaryOp.ADD, BinaryOp.SUB):
+        return a
+    if b.value == 0 and op is BinaryOp.MUL:
+        return b
+    if b.value == 1 and op in (BinaryOp.MUL, BinaryOp.FLOORDIV, BinaryOp.TRUNCDIV):
+        return a
+    if b.value == 1 and op in (BinaryOp.FLOORMOD, BinaryOp.TRUNCMOD):
+        return const(0, a.dtype)
+    if isinstance(a, Binary) and a.op is op is BinaryOp.ADD and isinstance(a.b, IntImm):
+        return binary(op, a.a, const(wrap(a.b.value + b.value, a.dtype), a.dtype))
+    if is_zero(a) and op in (BinaryOp.FLOORDIV, BinaryOp.FLOORMOD):
+        return a
+    return None
 
 
 def _fold_vector(op: BinaryOp, a: Expr, b: Expr) -> Expr:
     """Keep index vectors in the form Ramp(base, stride), which codegen turns into wide loads."""
+    if op not in (BinaryOp.ADD, BinaryOp.SUB, BinaryOp.MUL):
+        return Binary(op, a, b)
     if isinstance(a, Broadcast) and isinstance(b, Broadcast):
         return Broadcast(binary(op, a.value, b.value), a.lanes)
     if isinstance(a, Ramp) and isinstance(b, Broadcast):
@@ -145,7 +162,9 @@ def fold_cast(value: Expr, dtype: DType) -> Expr:
     if value.dtype is dtype:
         return value
     if isinstance(value, IntImm):
-        return const(value.value, dtype) if dtype.is_float else const(wrap(value.value, dtype), dtype)
+        return (
+            const(value.value, dtype) if dtype.is_float else const(wrap(value.value, dtype), dtype)
+        )
     if isinstance(value, FloatImm) and dtype.is_float:
         return FloatImm(float(np.asarray(value.value).astype(dtype.numpy)), dtype)
     if isinstance(value, FloatImm) and dtype is not DType.BOOL and math.isfinite(value.value):
@@ -169,5 +188,7 @@ def refold(node: Any, children: list[Any]) -> Any:
         if node.name == "if_then_else":
             return if_then_else(*children)
         if node.name in ("not", "likely") and isinstance(children[0], IntImm):
-            return children[0] if node.name == "likely" else const(not children[0].value, DType.BOOL)
+            return (
+                children[0] if node.name == "likely" else const(not children[0].value, DType.BOOL)
+            )
     return node.with_children(children)

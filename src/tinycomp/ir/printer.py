@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from .expr import Binary, BinaryOp, Broadcast, Call, Cast, Expr, FloatImm, IntImm, Load, Ramp, Select, Var
-from .node import fold
 from ..dtype import DType
+from .expr import (
+    Binary,
+    BinaryOp,
+    Broadcast,
+    Call,
+    Cast,
+    Expr,
+    FloatImm,
+    IntImm,
+    Load,
+    Ramp,
+    Select,
+    Var,
+)
+from .node import fold
 
 _SYMBOLS = {
     BinaryOp.ADD: ("+", 5), BinaryOp.SUB: ("-", 5), BinaryOp.MUL: ("*", 6), BinaryOp.DIV: ("/", 6),

@@ -74,7 +74,8 @@ class OnnxNode:
         if not isinstance(atom, Constant):
             name = self.input_names[index] if index < len(self.input_names) else f"#{index}"
             raise UnsupportedModel(
-                f"{self.op_type}: input {name!r} must be known while compiling, but depends on data",
+                f"{self.op_type}: input {name!r} must be known while compiling, but depends on "
+                "data",
                 span=self.span,
                 hint="give the model's symbolic dimensions with --dim NAME=VALUE or --input-shapes",
             )
@@ -82,7 +83,9 @@ class OnnxNode:
 
     def unsupported(self, what: str, hint: str = "") -> UnsupportedModel:
         """The error to raise for a variant that is not implemented."""
-        return UnsupportedModel(f"{self.op_type}: {what} is not supported yet", span=self.span, hint=hint)
+        return UnsupportedModel(
+            f"{self.op_type}: {what} is not supported yet", span=self.span, hint=hint
+        )
 
 
 OnnxImport = Callable[[OnnxNode], Atom | Sequence[Atom]]

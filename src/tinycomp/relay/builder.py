@@ -11,7 +11,19 @@ import numpy as np
 from ..diagnostics import NO_SPAN, InternalError, Span, TypeMismatch
 from ..dtype import DType
 from ..types import TensorType, TupleType, Type
-from .nodes import Atom, Binding, Call, Constant, Function, If, Tuple, TupleGetItem, Value, Var, While
+from .nodes import (
+    Atom,
+    Binding,
+    Call,
+    Constant,
+    Function,
+    If,
+    Tuple,
+    TupleGetItem,
+    Value,
+    Var,
+    While,
+)
 from .op import Attrs, Op, OpSet
 
 
@@ -43,7 +55,9 @@ class Builder:
         finally:
             self.span = outer
 
-    def param(self, name: str, shape: Sequence[Any] | Type, dtype: str | DType = DType.FLOAT32) -> Var:
+    def param(
+        self, name: str, shape: Sequence[Any] | Type, dtype: str | DType = DType.FLOAT32
+    ) -> Var:
         """A new parameter of a shape and dtype, or of a ready type."""
         from ..types import tensor_type
 
@@ -109,7 +123,9 @@ class Builder:
         assert isinstance(result.type, TupleType)
         return [self.get(result, i) for i in range(len(result.type.fields))]
 
-    def if_(self, condition: Atom, then: Function, otherwise: Function, operands: Sequence[Atom]) -> Var:
+    def if_(
+        self, condition: Atom, then: Function, otherwise: Function, operands: Sequence[Atom]
+    ) -> Var:
         """A branch; both functions take `operands` and return one type."""
         if then.ret_type != otherwise.ret_type:
             raise TypeMismatch(
@@ -118,15 +134,23 @@ class Builder:
         return self.bind(If(condition, then, otherwise, tuple(operands)), then.ret_type)
 
     def while_(
-        self, condition: Function, body: Function, init: Sequence[Atom], captured: Sequence[Atom] = ()
+        self,
+        condition: Function,
+        body: Function,
+        init: Sequence[Atom],
+        captured: Sequence[Atom] = (),
     ) -> Var:
         """A loop over a state; see `relay.nodes.While`."""
         type_ = TupleType(tuple(i.type for i in init))
         if body.ret_type != type_:
-            raise TypeMismatch(f"While: the state is {type_}, the body returns {body.ret_type}", span=self.span)
+            raise TypeMismatch(
+                f"While: the state is {type_}, the body returns {body.ret_type}", span=self.span
+            )
         return self.bind(While(condition, body, tuple(init), tuple(captured)), type_)
 
-    def finish(self, result: Atom | Sequence[Atom], attrs: Mapping[str, Any] | None = None) -> Function:
+    def finish(
+        self, result: Atom | Sequence[Atom], attrs: Mapping[str, Any] | None = None
+    ) -> Function:
         """The function; several results are returned as a tuple."""
         if not isinstance(result, Var | Constant):
             result = self.tuple(result)

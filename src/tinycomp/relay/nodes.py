@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from ..diagnostics import NO_SPAN, Span
-from ..types import TensorType, Type
 from ..dtype import DType
+from ..types import TensorType, Type
 from .op import Attrs, Op
 
 
@@ -84,7 +84,7 @@ class TupleGetItem:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class If:
-    """`then_branch(*operands)` if the scalar bool `condition` holds, else `else_branch(*operands)`."""
+    """`then_branch(*operands)` if the bool `condition` holds, else `else_branch(*operands)`."""
 
     condition: Atom
     then_branch: Function

@@ -13,7 +13,6 @@ from ..te.tensor import Tensor
 from ..types import Type
 
 
-
 class OpPattern(IntEnum):
     """How an operator may be fused; the numbers are TVM's, and combining two takes the maximum."""
 

@@ -60,7 +60,7 @@ def _scalar(constant: Constant) -> Tensor:
 
 
 def _own_stage(tensor: Tensor, inputs: list[Tensor]) -> Tensor:
-    """An output that is an input itself, or the whole of a reduction's tuple, gets a copying stage."""
+    """An output that is an input itself gets a copying stage."""
     if tensor in inputs:
         return compute(tensor.shape, lambda *i: tensor(*i), name="copy")
     return tensor

@@ -223,5 +223,5 @@ def load_buffers(expr: Expr, buffers: dict[Tensor, Buffer]) -> Expr:
     return rewrite(expr, step)
 
 
-def _seq(stmts: list[Stmt]) -> Stmt:
+def _seq(stmts: Sequence[Stmt]) -> Stmt:
     return stmts[0] if len(stmts) == 1 else Seq(tuple(stmts))
