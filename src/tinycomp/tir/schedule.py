@@ -9,249 +9,331 @@
 >>> s[B].axis_names
 ('i', 'j.outer', 'j.inner')
 
-Each call rewrites the loop IR at once and checks itself at once; `s.show()` prints the loops.
+Each call rewrites the loop IR at once and checks itself at once; `s.show()` prints the loops. The
+calls that succeeded are a value, `s.steps`: it prints as Python, travels as JSON, has a stable
+hash, and replays on another shape of the same computation.
+
+>>> print(s.trace())
+def apply(s):
+    s["B"].split("j", factor=16)
+    s["B"].vectorize("j.inner")
+>>> C = te.compute((32, 48), lambda i, j: A[i, j] * 2.0, name="B")
+>>> other = create_schedule(C, [A])
+>>> other.replay(Schedule.from_json(s.to_json()))
+>>> print(other.func.body)
+for i in range(32):
+    for j.outer in range(3):
+        for j.inner in vectorized(16):
+            with block("B"): i = i, j = j.outer * 16 + j.inner
+                B[i, j] = A[i, j] * 2f32
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
 
 from ..diagnostics import ScheduleError
-from ..dtype import DType
 from ..ir.expr import Var
+from ..ir.node import Node, fold
 from ..te.tensor import IterVar, PlaceholderOp, ScanOp, Tensor, inputs_of
 from .from_te import create_func
-from .nodes import Block, Buffer, ForKind, PrimFunc, Scope
-from .primitives import annotate, cache, compute_at, fuse, inline, reorder, rfactor, split
-from .tree import block_of, blocks_in, loops_above
+from .nodes import Buffer, For, PrimFunc, Stmt
+from .primitives.cache import CacheRead, CacheWrite, SetScope
+from .primitives.common import excerpt, unique
+from .primitives.rfactor import Rfactor
+from .primitives.step import Step
+from .primitives.table import STEPS
+from .stage import Axis, CachedTensor, Stage, TensorLike
+from .tree import block_of, blocks_in, child_statements, loops_above, substitute_stmt
 
-Axis = Var | IterVar | str
-
-
-@dataclass(frozen=True)
-class CachedTensor:
-    """Handle of a stage made by cache_read, cache_write or rfactor."""
-
-    name: str
-    dtype: DType
+FORMAT = 1  # of the JSON text
 
 
 class Schedule:
-    """The loops of a computation and the steps that shaped them."""
+    """The loops of a computation and the steps that shaped them.
 
-    def __init__(self, func: PrimFunc, buffers: dict[Tensor, Buffer]) -> None:
-        self.func = func
-        self.steps: list[tuple[str, str, tuple[Any, ...]]] = []
-        self._buffers: dict[Tensor | CachedTensor, Buffer] = dict(buffers)
-        self._blocks: dict[Tensor | CachedTensor, str] = {
+    Args:
+        func: the naive loops.
+        buffers: the buffer of each tensor.
+        renamed: loops that do not have the variable of their te axis, by stage and that variable.
+    """
+
+    def __init__(
+        self,
+        func: PrimFunc,
+        buffers: Mapping[Tensor, Buffer],
+        renamed: Mapping[tuple[str, Var], Var] | None = None,
+    ) -> None:
+        self._func = func
+        self._initial = (func, dict(buffers), dict(renamed or {}))
+        self._steps: list[Step] = []
+        self._loops: dict[str, list[For]] = {}  # by stage, of the present function
+        self._renamed = dict(renamed or {})
+        self._buffer_names: dict[TensorLike, str] = {t: b.name for t, b in buffers.items()}
+        self._stages: dict[TensorLike, str] = {
             t: buffers[t if isinstance(t.op, ScanOp) else t.op.output(0)].name
             for t in buffers
             if not isinstance(t.op, PlaceholderOp)
         }
+        self.intrinsics: dict[str, Any] = {}  # of tensorize, by name
 
-    def __getitem__(self, tensor: Tensor | CachedTensor | str) -> Stage:
+    @property
+    def func(self) -> PrimFunc:
+        """The loops as they are now."""
+        return self._func
+
+    @func.setter
+    def func(self, func: PrimFunc) -> None:
+        self._func = func
+        self._loops.clear()
+
+    # -- stages and axes ---------------------------------------------------------------------
+
+    def __getitem__(self, tensor: TensorLike | str) -> Stage:
         """The stage that computes a tensor; a stage may also be named."""
+        return Stage(self, self._tensor(tensor))
+
+    def _tensor(self, tensor: TensorLike | str) -> TensorLike:
         if isinstance(tensor, str):
-            tensor = next((t for t in self._blocks if t.name == tensor), None) or _unknown(
-                tensor, self
+            named = (t for t, name in self._stages.items() if name == tensor)
+            by_op = (t for t in self._stages if isinstance(t, Tensor) and t.op.name == tensor)
+            found = next(named, None) or next(by_op, None)
+            if found is None:
+                raise ScheduleError(
+                    f"s[{tensor!r}]: there is no such stage",
+                    hint=f"the stages are {', '.join(self.stages)}",
+                )
+            return found
+        if tensor not in self._stages:
+            raise ScheduleError(
+                f"s[{tensor.name}]: {tensor.name!r} is an input or belongs to another schedule",
+                hint=f"the stages are {', '.join(self.stages)}",
             )
-        if tensor not in self._blocks:
-            raise ScheduleError(f"{tensor.name!r} is an input or belongs to another schedule")
-        return Stage(self, tensor)
+        return tensor
 
-    def rewrite(self, stage: str, step: str, arguments: tuple[Any, ...], func: PrimFunc) -> None:
-        """Take over the function that a primitive returned, and record the step."""
-        self.func = func
-        self.steps.append((stage, step, arguments))
+    def stage_name(self, tensor: TensorLike | str) -> str:
+        """The name of the block that computes a tensor."""
+        return self._stages[self._tensor(tensor)]
 
-    def cache_write(self, tensor: Tensor | CachedTensor, scope: str = "local") -> CachedTensor:
-        """Compute `tensor` into a buffer in `scope` first; returns the computing stage's tensor.
+    def buffer_name(self, tensor: TensorLike | str) -> str:
+        """The name of the buffer of a tensor, which may be an input."""
+        if isinstance(tensor, str):
+            return tensor
+        if tensor not in self._buffer_names:
+            raise ScheduleError(
+                f"tensor {tensor.name!r} is not part of this schedule",
+                hint=f"its tensors are {', '.join(self._buffer_names.values())}",
+            )
+        return self._buffer_names[tensor]
 
-        The reduction axes now belong to the returned tensor's stage.
-        """
-        func, block, buffer = cache.cache_write(self.func, self._blocks[tensor], Scope(scope))
-        return self._new_stage("cache_write", tensor, func, block, buffer)
+    def buffer(self, name: str) -> Buffer:
+        """The buffer of that name."""
+        buffers = (*self.func.params, *self.func.allocs)
+        found = next((b for b in buffers if b.name == name), None)
+        if found is None:
+            raise ScheduleError(
+                f"there is no buffer {name!r}: it was inlined, or never was",
+                hint=f"the buffers are {', '.join(b.name for b in buffers)}",
+            )
+        return found
 
-    def cache_read(
-        self, tensor: Tensor | CachedTensor, scope: str, readers: Sequence[Tensor | CachedTensor]
-    ) -> CachedTensor:
-        """Copy `tensor` into `scope` first and let `readers` read the copy."""
-        names = [self._blocks[r] for r in readers]
-        func, block, buffer = cache.cache_read(
-            self.func, self._buffers[tensor], Scope(scope), names
-        )
-        return self._new_stage("cache_read", tensor, func, block, buffer)
+    def loops(self, stage: str) -> list[For]:
+        """The loops around a stage, outermost first; their names differ."""
+        if stage not in self._loops:
+            self._loops[stage] = loops_above(self.func, block_of(self.func, stage))
+        return self._loops[stage]
 
-    def rfactor(self, tensor: Tensor | CachedTensor, axis: Axis) -> CachedTensor:
-        """Partial results per iteration of a reduction axis; returns the tensor of these."""
-        stage = self[tensor]
-        func, block, buffer = rfactor.rfactor(self.func, stage.block_name, stage.axis(axis))
-        return self._new_stage("rfactor", tensor, func, block, buffer)
+    def loop(self, stage: str, axis: str) -> For:
+        """The loop of that name around a stage."""
+        loops = self.loops(stage)
+        found = [l for l in loops if l.var.name == axis]
+        if not found:
+            raise ScheduleError(
+                f"stage {stage!r} has no axis {axis!r}: it never had, or it was split or fused",
+                hint=f"its axes are {', '.join(l.var.name for l in loops) or 'none'}",
+            )
+        return found[-1]
 
-    def _new_stage(
-        self, step: str, tensor: Tensor | CachedTensor, func: PrimFunc, block: str, buffer: Buffer
-    ) -> CachedTensor:
-        handle = CachedTensor(buffer.name, buffer.dtype)
-        self.rewrite(tensor.name, step, (buffer.name,), func)
-        self._blocks[handle] = block
-        self._buffers[handle] = buffer
-        return handle
-
-    def set_scope(self, tensor: Tensor | CachedTensor, scope: str) -> None:
-        """Keep an intermediate tensor in another memory: "local", "shared" or "global"."""
-        func, buffer = cache.set_scope(self.func, self._buffers[tensor], Scope(scope))
-        self.rewrite(tensor.name, "set_scope", (scope,), func)
-        self._buffers[tensor] = buffer
-
-    def buffer(self, tensor: Tensor | CachedTensor) -> Buffer:
-        """The buffer that holds a tensor.
+    def axis(self, stage: str, axis: Axis) -> Var:
+        """The loop variable that an axis handle or name means for a stage.
 
         Raises:
-            ScheduleError: the tensor belongs to another schedule.
+            ScheduleError: the stage has no such loop now.
         """
-        if tensor not in self._buffers:
-            raise ScheduleError(f"{tensor.name!r} belongs to another schedule")
-        return self._buffers[tensor]
+        if isinstance(axis, str):
+            return self.loop(stage, axis).var
+        var = axis.var if isinstance(axis, IterVar) else axis
+        var = self._renamed.get((stage, var), var)
+        if any(l.var is var for l in self.loops(stage)):
+            return var
+        names = ", ".join(l.var.name for l in self.loops(stage)) or "none"
+        if isinstance(axis, IterVar):  # a stage that was moved or cached has new loops
+            found = [l.var for l in self.loops(stage) if l.var.name == var.name]
+            if found:
+                return found[-1]
+        raise ScheduleError(
+            f"axis {var.name!r} is not a loop of stage {stage!r}: it belongs to another stage, or "
+            "was split, fused or moved",
+            hint=f"the axes of {stage!r} are {names}",
+        )
 
-    def show(self) -> str:
-        """The loops as text."""
-        return str(self.func)
+    def new_stage(self, buffer: Buffer) -> CachedTensor:
+        """The handle of a stage that a primitive made; its block has the buffer's name."""
+        handle = CachedTensor(buffer.name, buffer.dtype)
+        self._stages[handle] = self._buffer_names[handle] = buffer.name
+        return handle
 
     @property
     def stages(self) -> list[str]:
         """The blocks that are still in the loops, in order."""
         return [b.name for b in blocks_in(self.func.body)]
 
-
-def _unknown(name: str, schedule: Schedule) -> Any:
-    raise ScheduleError(f"no stage {name!r}; the stages are {', '.join(schedule.stages)}")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One computation of a schedule, with TVM's primitives."""
-
-    schedule: Schedule
-    tensor: Tensor | CachedTensor
+    # -- steps -------------------------------------------------------------------------------
 
     @property
-    def block_name(self) -> str:
-        return self.schedule._blocks[self.tensor]
+    def steps(self) -> tuple[Step, ...]:
+        """The calls that shaped the loops, as values."""
+        return tuple(self._steps)
 
-    @property
-    def block(self) -> Block:
-        return block_of(self.schedule.func, self.block_name)
+    def do(self, step: Step) -> Any:
+        """Apply a step and record it; the schedule is unchanged if it is refused.
 
-    @property
-    def axes(self) -> tuple[Var, ...]:
-        """The loops around the stage, outermost first (leaf axes, and those it is computed at)."""
-        return tuple(l.var for l in loops_above(self.schedule.func, self.block))
+        Raises:
+            ScheduleError: with the call, the reason, a hint and the loops concerned.
+        """
+        before = self.func
+        try:
+            result = step.apply(self)
+        except ScheduleError as error:
+            self.func = before
+            self.refuse(step.call(), step.stage, getattr(step, "axis", ""), error)
+        self._steps.append(step)
+        return result
 
-    @property
-    def axis_names(self) -> tuple[str, ...]:
-        return tuple(a.name for a in self.axes)
+    def refuse(self, call: str, stage: str, axis: Any, error: ScheduleError) -> NoReturn:
+        """Raise the error of a primitive with the call and the loops around it."""
+        around = error.excerpt or excerpt(self.func, stage, str(axis))
+        hint = error.hint or "s.show() prints the loops"
+        raise ScheduleError(f"{call}: {error.message}", hint=hint, excerpt=around) from None
 
-    def axis(self, axis: Axis) -> Var:
-        """A loop by name, by the axis of the te tensor, or itself."""
-        if isinstance(axis, IterVar):
-            return axis.var
-        if isinstance(axis, Var):
-            return axis
-        found = [a for a in self.axes if a.name == axis]
-        if not found:
+    def trace(self) -> str:
+        """Python source of a function `apply(s)` that repeats the steps on a schedule."""
+        lines = [f"    {step.call()}" for step in self.steps]
+        return "\n".join(["def apply(s):", *(lines or ["    pass"])])
+
+    def to_json(self) -> str:
+        """The steps as JSON text; see `from_json`."""
+        steps = [step.to_dict() for step in self.steps]
+        return json.dumps({"format": FORMAT, "steps": steps}, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> tuple[Step, ...]:
+        """The steps of `to_json`.
+
+        Raises:
+            ScheduleError: the text is not JSON of steps.
+        """
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
             raise ScheduleError(
-                f"stage {self.block_name!r} has no axis {axis!r}; its axes are {', '.join(self.axis_names)}"
+                f"the schedule is not JSON: {error}", hint="give the text of Schedule.to_json()"
+            ) from None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ScheduleError(
+                f"the text is not a schedule of format {FORMAT}",
+                hint="give the text of Schedule.to_json() of this version",
             )
-        return found[-1]
+        if not isinstance(content.get("steps"), list):
+            raise ScheduleError("the text holds no steps", hint="it may have been cut off")
+        return tuple(_step_of(values) for values in content["steps"])
 
-    __getitem__ = axis
+    def hash(self) -> str:
+        """SHA-256 of the steps, the same in every process."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
-    def _apply(self, step: str, arguments: tuple[Any, ...], func: PrimFunc) -> None:
-        names = tuple(a.name if isinstance(a, Var) else a for a in arguments)
-        self.schedule.rewrite(self.block_name, step, names, func)
+    def replay(self, steps: Iterable[Step]) -> None:
+        """Apply steps taken from a schedule of the same computation, maybe of another shape.
 
-    def split(
-        self, axis: Axis, factor: int | None = None, nparts: int | None = None
-    ) -> tuple[Var, Var]:
-        """See `primitives.split`; returns (outer, inner)."""
-        var = self.axis(axis)
-        func, outer, inner = split.split(self.schedule.func, var, factor, nparts)
-        self._apply("split", (var, factor, nparts), func)
-        return outer, inner
+        Raises:
+            ScheduleError: naming the step that cannot be applied; the schedule is unchanged.
+        """
+        wanted = list(steps)
+        before = self.func, list(self._steps), dict(self._stages), dict(self._buffer_names)
+        for number, step in enumerate(wanted, 1):
+            try:
+                self.do(step)
+            except ScheduleError as error:
+                self.func, self._steps, self._stages, self._buffer_names = before
+                raise ScheduleError(
+                    f"step {number} of {len(wanted)} cannot be replayed: {error.message}",
+                    hint=error.hint,
+                    excerpt=error.excerpt,
+                ) from None
 
-    def tile(self, x: Axis, y: Axis, x_factor: int, y_factor: int) -> tuple[Var, Var, Var, Var]:
-        """Two splits and a reorder: returns (x.outer, y.outer, x.inner, y.inner)."""
-        xo, xi = self.split(x, factor=x_factor)
-        yo, yi = self.split(y, factor=y_factor)
-        self.reorder(xo, yo, xi, yi)
-        return xo, yo, xi, yi
+    def snapshots(self) -> list[PrimFunc]:
+        """The naive loops, and the loops after each step."""
+        other = Schedule(*self._initial)
+        other.intrinsics = self.intrinsics
+        functions = [other.func]
+        for step in self.steps:
+            other.do(step)
+            functions.append(other.func)
+        return functions
 
-    def fuse(self, *axes: Axis) -> Var:
-        """Fuse consecutive loops, outermost first; see `primitives.fuse`."""
-        loops = [self.axis(a) for a in axes]
-        if not loops:
-            raise ScheduleError("fuse() needs at least one axis")
-        fused = loops[0]
-        for other in loops[1:]:
-            func, result = fuse.fuse(self.schedule.func, fused, other)
-            self._apply("fuse", (fused, other), func)
-            fused = result
-        return fused
+    def show(self) -> str:
+        """The loops as text."""
+        return str(self.func)
 
-    def reorder(self, *axes: Axis) -> None:
-        """Put loops in this order, outermost first; see `primitives.reorder`."""
-        loops = [self.axis(a) for a in axes]
-        self._apply("reorder", tuple(loops), reorder.reorder(self.schedule.func, loops))
+    def to_html(self) -> str:
+        """A web page of the stages, loops and axes before and after each step."""
+        from ..visualize.html import schedule_html  # a layer above: it only draws
 
-    def _mark(self, axis: Axis, kind: ForKind, name: str) -> None:
-        var = self.axis(axis)
-        self._apply(name, (var,), annotate.set_kind(self.schedule.func, var, kind, name))
+        return schedule_html(self)
 
-    def vectorize(self, axis: Axis) -> None:
-        """Run the iterations of a spatial loop as vector lanes."""
-        self._mark(axis, ForKind.VECTORIZED, "vectorize")
+    # -- primitives that make stages ---------------------------------------------------------
 
-    def unroll(self, axis: Axis) -> None:
-        """Write the iterations of a loop out."""
-        self._mark(axis, ForKind.UNROLLED, "unroll")
+    def cache_write(self, tensor: TensorLike | str, scope: str = "local") -> CachedTensor:
+        """Compute `tensor` into a buffer in `scope` first; returns the computing stage's tensor.
 
-    def parallel(self, axis: Axis) -> None:
-        """Spread the iterations of a spatial loop over threads."""
-        self._mark(axis, ForKind.PARALLEL, "parallel")
+        The reduction axes now belong to the returned tensor's stage. See `primitives.cache`.
+        """
+        return self.do(CacheWrite(self.stage_name(tensor), scope))
 
-    def bind(self, axis: Axis, thread: str) -> None:
-        """Run a loop over a GPU thread axis."""
-        var = self.axis(axis)
-        self._apply("bind", (var, thread), annotate.bind(self.schedule.func, var, thread))
+    def cache_read(
+        self, tensor: TensorLike | str, scope: str, readers: Sequence[TensorLike | str]
+    ) -> CachedTensor:
+        """Copy `tensor` into `scope` first and let `readers` read the copy; see
+        `primitives.cache`."""
+        names = tuple(self.stage_name(r) for r in _listed(readers))
+        return self.do(CacheRead(self.buffer_name(tensor), scope, names))
 
-    def pragma(self, axis: Axis, key: str, value: Any = True) -> None:
-        """Attach a hint to a loop."""
-        var = self.axis(axis)
-        self._apply(
-            "pragma", (var, key, value), annotate.pragma(self.schedule.func, var, key, value)
+    def rfactor(self, tensor: TensorLike | str, axis: Axis) -> CachedTensor:
+        """Partial results per iteration of a reduction axis; returns the tensor of these, whose
+        last dimension is the factored axis. See `primitives.rfactor`."""
+        stage = self[tensor]
+        return self.do(Rfactor(stage.block_name, stage.name_of(axis, "rfactor")))
+
+    def set_scope(self, tensor: TensorLike | str, scope: str) -> None:
+        """Keep an intermediate tensor in another memory: "local", "shared", "warp" or "global"."""
+        self.do(SetScope(self.buffer_name(tensor), scope))
+
+
+def _listed(readers: Any) -> Sequence[TensorLike | str]:
+    return readers if isinstance(readers, list | tuple) else [readers]
+
+
+def _step_of(values: Any) -> Step:
+    name = values.get("step") if isinstance(values, dict) else None
+    if not isinstance(name, str) or name not in STEPS:
+        raise ScheduleError(
+            f"there is no schedule step {name!r}", hint=f"the steps are {', '.join(STEPS)}"
         )
-
-    def compute_at(self, consumer: Stage | Tensor | CachedTensor, axis: Axis) -> None:
-        """Compute just what each iteration of a consumer's loop needs, inside that loop."""
-        stage = consumer if isinstance(consumer, Stage) else self.schedule[consumer]
-        var = stage.axis(axis)
-        func = compute_at.compute_at(self.schedule.func, self.block_name, var)
-        self._apply("compute_at", (stage.block_name, var), func)
-
-    def compute_inline(self) -> None:
-        """Let readers compute the value themselves; the stage disappears."""
-        name = self.block_name
-        func = inline.compute_inline(self.schedule.func, name)
-        self.schedule.rewrite(name, "compute_inline", (), func)
-
-    def compute_root(self) -> None:
-        """Compute the whole stage before its readers: how every stage starts."""
-        self._apply("compute_root", (), self.schedule.func)
-
-    def set_scope(self, scope: str) -> None:
-        self.schedule.set_scope(self.tensor, scope)
+    return STEPS[name].from_dict(values)
 
 
 def create_schedule(
@@ -266,7 +348,37 @@ def create_schedule(
     if inputs is None:
         inputs = inputs_of(results)
     func, buffers = create_func(inputs, results, name)
-    return Schedule(func, buffers)
+    func, renamed = _own_axes(func)
+    return Schedule(func, buffers, renamed)
+
+
+def _own_axes(func: PrimFunc) -> tuple[PrimFunc, dict[tuple[str, Var], Var]]:
+    """Every loop with a variable of its own (stages may share te axes), names unique in a stage."""
+    seen: set[Var] = set()
+    fresh: dict[Stmt, Var] = {}
+    renamed: dict[tuple[str, Var], Var] = {}
+    stack: list[tuple[Stmt, tuple[str, ...]]] = [(func.body, ())]
+    while stack:
+        stmt, names = stack.pop()
+        if isinstance(stmt, For):
+            var = stmt.var
+            if var in seen or var.name in names:
+                fresh[stmt] = Var(unique(var.name, names), var.dtype)
+                renamed.update({(b.name, var): fresh[stmt] for b in blocks_in(stmt)})
+            seen.add(var)
+            names = (*names, fresh[stmt].name if stmt in fresh else var.name)
+        stack.extend((child, names) for child in reversed(child_statements(stmt)))
+    if not fresh:
+        return func, renamed
+
+    def step(node: Node, children: list[Any]) -> Node:
+        result = node.with_children(children)
+        if isinstance(node, For) and node in fresh and isinstance(result, For):
+            body = substitute_stmt(result.body, {node.var: fresh[node]})
+            result = replace(result, var=fresh[node], body=body)
+        return result
+
+    return replace(func, body=fold(func.body, step)), renamed
 
 
 __all__ = ["Axis", "CachedTensor", "Schedule", "Stage", "create_schedule"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..diagnostics import ScheduleError
 from ..ir.expr import Expr, Load, Var
@@ -14,6 +15,16 @@ from .nodes import Block, Buffer, For, PrimFunc, Seq, Stmt, Store
 
 def child_statements(stmt: Stmt) -> list[Stmt]:
     """The statements directly inside `stmt`."""
+    kind = type(stmt)
+    if kind is For:  # the kinds that searches meet most, without looking at expressions
+        return [stmt.body]  # type: ignore[attr-defined]
+    if kind is Store:
+        return []
+    if kind is Seq:
+        return list(stmt.stmts)  # type: ignore[attr-defined]
+    if kind is Block:
+        inside: list[Stmt] = [] if stmt.init is None else [stmt.init]  # type: ignore[attr-defined]
+        return [*inside, stmt.body]  # type: ignore[attr-defined]
     return [c for c in stmt.children() if isinstance(c, Stmt)]
 
 
@@ -41,7 +52,7 @@ def path_to(root: Stmt, wanted: Callable[[Stmt], bool]) -> list[Stmt] | None:
 
 
 def replace_at(path: Sequence[Stmt], new: Stmt | None) -> Stmt:
-    """The tree with the last statement of `path` replaced; None removes it, and loops it empties."""
+    """The tree with the last statement of `path` replaced; None removes it and emptied loops."""
     for parent, old in zip(reversed(path[:-1]), reversed(path[1:]), strict=True):
         if isinstance(parent, Seq):
             index = next(i for i, s in enumerate(parent.stmts) if s is old)
@@ -120,7 +131,7 @@ def read_buffers(stmt: Stmt) -> list[Buffer]:
 def substitute_stmt(stmt: Stmt, values: Mapping[Var, Expr]) -> Stmt:
     """`stmt` with variables replaced, in bindings and predicates of blocks too."""
 
-    def step(node: Node, children: list) -> Node:
+    def step(node: Node, children: list) -> Any:
         if isinstance(node, Var):
             return values.get(node, node)
         return refold(node, children)

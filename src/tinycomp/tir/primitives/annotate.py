@@ -1,45 +1,154 @@
-"""vectorize, unroll, parallel, bind and pragma: how a loop runs."""
+"""vectorize, unroll, parallel, bind and pragma: how a loop runs.
+
+>>> from tinycomp import te
+>>> from tinycomp.tir.schedule import create_schedule
+>>> A = te.placeholder((4, 8), name="A")
+>>> B = te.compute((4, 8), lambda i, j: A[i, j] + 1.0, name="B")
+>>> s = create_schedule(B, [A])
+>>> s[B].parallel("i")
+>>> s[B].vectorize("j")
+>>> print(s.func.body)
+for i in parallel(4):
+    for j in vectorized(8):
+        with block("B"): i = i, j = j
+            B[i, j] = A[i, j] + 1f32
+
+>>> s = create_schedule(B, [A])
+>>> s[B].bind("i", "blockIdx.x")
+>>> s[B].bind("j", "threadIdx.x")
+>>> print(s.func.body)
+for i in thread(4, "blockIdx.x"):
+    for j in thread(8, "threadIdx.x"):
+        with block("B"): i = i, j = j
+            B[i, j] = A[i, j] + 1f32
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...diagnostics import ScheduleError
 from ...ir.expr import Var
-from ..nodes import ForKind, PrimFunc
+from ..nodes import For, ForKind, PrimFunc
 from ..tree import loop_of, loops_above, replace_stmt
-from .common import require_spatial
+from .common import loops_in, require_spatial, root_of
+from .step import Step
+
+if TYPE_CHECKING:
+    from ..schedule import Schedule
+
+_THREAD = re.compile(r"(blockIdx|threadIdx)\.[xyz]|vthread(\.[xyz])?")
 
 
-def set_kind(func: PrimFunc, axis: Var, kind: ForKind, call_name: str) -> PrimFunc:
-    """Mark a loop as vectorized, parallel or unrolled.
+@dataclass(frozen=True)
+class _Mark(Step):
+    KIND: ClassVar[ForKind] = ForKind.SERIAL
+    axis: str
 
-    Vectorized and parallel loops must not be reductions.
-    """
+    def apply(self, schedule: Schedule) -> None:
+        axis = schedule.loop(self.stage, self.axis).var
+        schedule.func = set_kind(schedule.func, axis, self.KIND)
+
+
+@dataclass(frozen=True)
+class Vectorize(_Mark):
+    NAME, KIND = "vectorize", ForKind.VECTORIZED
+
+
+@dataclass(frozen=True)
+class Unroll(_Mark):
+    NAME, KIND = "unroll", ForKind.UNROLLED
+
+
+@dataclass(frozen=True)
+class Parallel(_Mark):
+    NAME, KIND = "parallel", ForKind.PARALLEL
+
+
+@dataclass(frozen=True)
+class Bind(Step):
+    NAME = "bind"
+    axis: str
+    thread: str
+
+    def apply(self, schedule: Schedule) -> None:
+        axis = schedule.loop(self.stage, self.axis).var
+        schedule.func = bind(schedule.func, axis, self.thread)
+
+
+@dataclass(frozen=True)
+class Pragma(Step):
+    NAME = "pragma"
+    axis: str
+    key: str
+    value: Any = True
+
+    def apply(self, schedule: Schedule) -> None:
+        axis = schedule.loop(self.stage, self.axis).var
+        schedule.func = annotate_loop(schedule.func, axis, self.key, self.value)
+
+
+def set_kind(func: PrimFunc, axis: Var, kind: ForKind) -> PrimFunc:
+    """Mark a loop as vectorized, parallel or unrolled; the first two must not be reductions."""
     loop = loop_of(func, axis)
     if kind is not ForKind.UNROLLED:
-        require_spatial(func, axis, call_name)
+        require_spatial(func, axis)
     if loop.kind not in (ForKind.SERIAL, kind):
-        raise ScheduleError(f"{call_name}({axis.name}): the loop is already {loop.kind}")
+        raise ScheduleError(
+            f"loop {axis.name!r} is already {loop.kind}", hint="split it to have both"
+        )
     if kind is ForKind.PARALLEL:
-        outer = next((l for l in loops_above(func, loop) if l.kind is ForKind.PARALLEL), None)
-        if outer is not None:
+        others = [l for l in (*loops_above(func, loop), *loops_in(loop.body))]
+        nested = next((l for l in others if l.kind is ForKind.PARALLEL), None)
+        if nested is not None:
             raise ScheduleError(
-                f"parallel({axis.name}): it is inside the parallel loop {outer.var.name!r}",
+                f"loop {axis.name!r} and the parallel loop {nested.var.name!r} are nested",
                 hint="fuse the two loops and make the fused one parallel",
             )
     return replace_stmt(func, loop, replace(loop, kind=kind))
 
 
 def bind(func: PrimFunc, axis: Var, thread: str) -> PrimFunc:
-    """Run a loop over a GPU thread axis such as "blockIdx.x" or "threadIdx.x"."""
-    require_spatial(func, axis, "bind")
+    """Run a loop over a GPU thread axis such as "blockIdx.x", "threadIdx.x" or "vthread".
+
+    Loops of one kernel that share a thread axis must be of one extent, and not nested.
+    """
+    if not _THREAD.fullmatch(thread):
+        raise ScheduleError(
+            f"{thread!r} is not a thread axis",
+            hint="one of blockIdx.x/y/z, threadIdx.x/y/z, vthread, vthread.x/y/z",
+        )
+    require_spatial(func, axis)
     loop = loop_of(func, axis)
+    if loop.kind is not ForKind.SERIAL:
+        raise ScheduleError(f"loop {axis.name!r} is already {loop.kind}", hint="split it first")
+    if not thread.startswith("vthread"):
+        _check_thread(func, loop, thread)
     return replace_stmt(func, loop, replace(loop, kind=ForKind.THREAD, thread=thread))
 
 
-def pragma(func: PrimFunc, axis: Var, key: str, value: Any) -> PrimFunc:
+def _check_thread(func: PrimFunc, loop: For, thread: str) -> None:
+    name = loop.var.name
+    around = (*loops_above(func, loop), *loops_in(loop.body))
+    nested = next((l for l in around if l.thread == thread), None)
+    if nested is not None:
+        raise ScheduleError(
+            f"loop {name!r} and {nested.var.name!r} are nested, and the latter is bound to "
+            f"{thread} already",
+            hint="fuse the two loops, or bind one to another dimension",
+        )
+    for other in loops_in(root_of(func, loop)):
+        if other.thread == thread and other.extent is not loop.extent:
+            raise ScheduleError(
+                f"{thread} has extent {other.extent} at loop {other.var.name!r} of the same "
+                f"kernel, but {name!r} has extent {loop.extent}",
+                hint="split one of them so that the extents agree",
+            )
+
+
+def annotate_loop(func: PrimFunc, axis: Var, key: str, value: Any) -> PrimFunc:
     """Attach a hint to a loop."""
     loop = loop_of(func, axis)
     return replace_stmt(func, loop, replace(loop, annotations={**loop.annotations, key: value}))

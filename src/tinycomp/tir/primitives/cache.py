@@ -1,13 +1,37 @@
-"""cache_read and cache_write: stage a buffer through another memory."""
+"""cache_read, cache_write and set_scope: stage a buffer through another memory.
+
+>>> from tinycomp import te
+>>> from tinycomp.tir.schedule import create_schedule
+>>> A = te.placeholder((8,), name="A")
+>>> B = te.compute((8,), lambda i: A[i] + 1.0, name="B")
+>>> s = create_schedule(B, [A])
+>>> print(s.func.body)
+for i in range(8):
+    with block("B"): i = i
+        B[i] = A[i] + 1f32
+>>> AL = s.cache_read(A, "local", [B])
+>>> BL = s.cache_write(B, "local")
+>>> print(s.func.body)
+for i0 in range(8):
+    with block("A.local"): i0 = i0
+        A.local[i0] = A[i0]
+for i in range(8):
+    with block("B.local"): i = i
+        B.local[i] = A.local[i] + 1f32
+for i in range(8):
+    with block("B"): i = i
+        B[i] = B.local[i]
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from ...diagnostics import ScheduleError
 from ...ir.expr import Load, Var, const
-from ...te.tensor import IterVar
+from ...te.tensor import IterKind, IterVar
 from ..nodes import Block, Buffer, For, PrimFunc, Scope, Seq, Stmt, Store
 from ..tree import (
     block_of,
@@ -19,80 +43,171 @@ from ..tree import (
     replace_stmt,
     written_buffers,
 )
-from .compute_at import own_nest
+from .common import (
+    fresh_buffer_name,
+    only_writer,
+    require_plain_store,
+    result_buffers,
+    root_of,
+    unique,
+)
+from .compute_at import exchange_buffers
+from .step import Step
+
+if TYPE_CHECKING:
+    from ..schedule import CachedTensor, Schedule
 
 
-def copy_nest(source: Buffer, target: Buffer, name: str) -> Stmt:
-    """Loops that copy a whole buffer."""
-    own = [Var(f"i{d}") for d in range(len(source.shape))]
-    iter_vars = tuple(IterVar(v, const(0), e) for v, e in zip(own, source.shape, strict=True))
-    loops = [Var(f"{name}.i{d}") for d in range(len(own))]
+@dataclass(frozen=True)
+class CacheWrite(Step):
+    NAME, OF_SCHEDULE = "cache_write", True
+    scope: str = "local"
+
+    def apply(self, schedule: Schedule) -> CachedTensor:
+        scope = scope_of(self.scope)
+        schedule.func, buffer = cache_write(schedule.func, self.stage, scope)
+        return schedule.new_stage(buffer)
+
+
+@dataclass(frozen=True)
+class CacheRead(Step):
+    """`stage` is the name of the buffer that is read, which may be an input."""
+
+    NAME, OF_SCHEDULE = "cache_read", True
+    scope: str
+    readers: tuple[str, ...]
+
+    def apply(self, schedule: Schedule) -> CachedTensor:
+        scope = scope_of(self.scope)
+        buffer = schedule.buffer(self.stage)
+        schedule.func, cached = cache_read(schedule.func, buffer, scope, self.readers)
+        return schedule.new_stage(cached)
+
+
+@dataclass(frozen=True)
+class SetScope(Step):
+    """`stage` is the name of the buffer."""
+
+    NAME, OF_SCHEDULE = "set_scope", True
+    scope: str
+
+    def apply(self, schedule: Schedule) -> None:
+        buffer = schedule.buffer(self.stage)
+        schedule.func = set_scope(schedule.func, buffer, scope_of(self.scope))
+
+
+def scope_of(name: str) -> Scope:
+    """The scope of that name; ScheduleError if there is none."""
+    if name not in set(Scope):
+        raise ScheduleError(f"{name!r} is not a memory scope", hint=f"one of {', '.join(Scope)}")
+    return Scope(name)
+
+
+def copy_nest(source: Buffer, target: Buffer, name: str, axes: Sequence[str]) -> Stmt:
+    """Loops that copy the whole target from the source."""
+    names: list[str] = []
+    for axis in axes:
+        names.append(unique(axis, names))
+    own = [Var(n) for n in names]
+    iter_vars = tuple(IterVar(v, const(0), e) for v, e in zip(own, target.shape, strict=True))
+    loops = [Var(n) for n in names]
     stmt: Stmt = Block(
         name, iter_vars, tuple(loops), Store(target, tuple(own), Load(source, tuple(own), None))
     )
-    for var, extent in zip(reversed(loops), reversed(source.shape), strict=True):
+    for var, extent in zip(reversed(loops), reversed(target.shape), strict=True):
         stmt = For(var, const(0), extent, stmt)
     return stmt
 
 
-def cache_write(func: PrimFunc, block_name: str, scope: Scope) -> tuple[PrimFunc, str, Buffer]:
+def cache_write(func: PrimFunc, block_name: str, scope: Scope) -> tuple[PrimFunc, Buffer]:
     """Compute a stage into a buffer in `scope` first, then copy it out.
 
-        for i: C[i] = f(i)    -->    for i: C.local[i] = f(i)
-                                     for i: C[i] = C.local[i]
-
     Returns:
-        The function, the name of the block that now computes, and its buffer. The copying block
-        keeps the name of the stage.
+        The function and the new buffer. The block that now computes has the buffer's name; the
+        copying block keeps the name of the stage, and gets new loops over its axes.
     """
-    block = block_of(func, block_name)
-    buffers = written_buffers(block)
+    block = only_writer(func, block_name)
+    buffers = result_buffers(block)
     if len(buffers) != 1:
         raise ScheduleError(
-            f"cache_write({block_name}): the stage has {len(buffers)} outputs, expected 1"
+            f"stage {block_name!r} has {len(buffers)} outputs, expected 1",
+            hint="compute the outputs as separate tensors",
         )
+    if any(v.kind is IterKind.ORDERED for v in block.iter_vars):
+        raise ScheduleError(
+            f"stage {block_name!r} is computed at each time of a scan",
+            hint="only stages outside of scans have cached copies",
+        )
+    require_plain_store(block)
     old = buffers[0]
-    cached = Buffer(f"{old.name}.{scope}", old.shape, old.dtype, scope)
-    nest = own_nest(func, block)
-    computing = map_buffers(nest, {old: cached})
-    inner = next(b for b in blocks_in(computing))
-    path = path_to(computing, lambda s: s is inner)
+    root = root_of(func, block)
+    for other in blocks_in(root):
+        if other is not block and old in read_buffers(other):
+            raise ScheduleError(
+                f"stage {block_name!r} is computed inside the loops of {other.name!r}",
+                hint="call cache_write before compute_at",
+            )
+    name = fresh_buffer_name(func, f"{old.name}.{scope}")
+    # Not as large as `old`, which may have been enlarged for a tile that reaches past its end.
+    shape = tuple(v.extent for v in block.iter_vars if v.kind is IterKind.SPATIAL)
+    cached = Buffer(name, shape, old.dtype, scope)
+    path = path_to(root, lambda s: s is block)
     assert path is not None
-    computing = replace_at(path, replace(inner, name=cached.name))
-    copying = copy_nest(cached, old, block_name)
-    func = replace_stmt(func, nest, Seq((computing, copying)))
-    return replace(func, allocs=(*func.allocs, cached)), cached.name, cached
+    moved: Any = map_buffers(block, {old: cached})
+    computing = replace_at(path, replace(moved, name=name))
+    axes = [v.name for v in block.iter_vars if v.kind is IterKind.SPATIAL]
+    whole = replace(old, shape=shape)
+    copying = copy_nest(cached, whole, block_name, axes)
+    copying = map_buffers(copying, {whole: old})
+    func = replace_stmt(func, root, Seq((computing, copying)))
+    return replace(func, allocs=(*func.allocs, cached)), cached
 
 
 def cache_read(
     func: PrimFunc, buffer: Buffer, scope: Scope, readers: Sequence[str]
-) -> tuple[PrimFunc, str, Buffer]:
+) -> tuple[PrimFunc, Buffer]:
     """Copy a buffer into `scope` first and let the named blocks read the copy.
 
-    for i: C[i] = A[i] + 1    -->    for i: A.local[i] = A[i]
-                                     for i: C[i] = A.local[i] + 1
+    Returns:
+        The function and the new buffer; the copying block has its name.
     """
-    cached = Buffer(f"{buffer.name}.{scope}", buffer.shape, buffer.dtype, scope)
-    for name in readers:
-        block = block_of(func, name)
+    if not readers:
+        raise ScheduleError("no readers are given", hint="name the stages that read the copy")
+    blocks = [block_of(func, name) for name in dict.fromkeys(readers)]
+    for block in blocks:
+        if buffer in written_buffers(block):
+            raise ScheduleError(
+                f"stage {block.name!r} computes {buffer.name!r} itself",
+                hint="name stages that read it",
+            )
         if buffer not in read_buffers(block):
-            raise ScheduleError(f"cache_read({buffer.name}): block {name!r} does not read it")
+            raise ScheduleError(
+                f"stage {block.name!r} does not read {buffer.name!r}",
+                hint=f"it reads {', '.join(b.name for b in read_buffers(block))}",
+            )
+    order = func.body.stmts if isinstance(func.body, Seq) else (func.body,)
+    places = [next(i for i, s in enumerate(order) if s is root_of(func, b)) for b in blocks]
+    first = min(places)
+    if any(buffer in written_buffers(s) for s in order[first:]):
+        raise ScheduleError(
+            f"{buffer.name!r} is computed inside the loops of its readers",
+            hint="call cache_read before compute_at",
+        )
+    cached = replace(buffer, name=fresh_buffer_name(func, f"{buffer.name}.{scope}"), scope=scope)
+    for block in blocks:
         func = replace_stmt(func, block, map_buffers(block, {buffer: cached}))
-    nest = copy_nest(buffer, cached, cached.name)
-    first = own_nest(func, block_of(func, readers[0]))
-    path = path_to(func.body, lambda s: s is first)
-    assert path is not None
-    top = path[1] if isinstance(path[0], Seq) and len(path) > 1 else path[0]
-    func = replace_stmt(func, top, Seq((nest, top)))
-    return replace(func, allocs=(*func.allocs, cached)), cached.name, cached
+    axes = [f"i{d}" for d in range(len(buffer.shape))]
+    nest = copy_nest(buffer, cached, cached.name, axes)
+    order = func.body.stmts if isinstance(func.body, Seq) else (func.body,)
+    body = Seq((*order[:first], nest, *order[first:]))
+    return replace(func, body=body, allocs=(*func.allocs, cached)), cached
 
 
-def set_scope(func: PrimFunc, buffer: Buffer, scope: Scope) -> tuple[PrimFunc, Buffer]:
+def set_scope(func: PrimFunc, buffer: Buffer, scope: Scope) -> PrimFunc:
     """Move an intermediate buffer to another memory."""
     if buffer in func.params:
         raise ScheduleError(
-            f"set_scope({buffer.name}): it is a parameter, its memory is the caller's"
+            f"{buffer.name!r} is a parameter of {func.name!r}, its memory is the caller's",
+            hint=f's.cache_write("{buffer.name}", "{scope}") computes it elsewhere first',
         )
-    moved = replace(buffer, scope=scope)
-    allocs = tuple(moved if b is buffer else b for b in func.allocs)
-    return replace(func, body=map_buffers(func.body, {buffer: moved}), allocs=allocs), moved
+    return exchange_buffers(func, {buffer: replace(buffer, scope=scope)})

@@ -1,105 +1,177 @@
-"""rfactor: a reduction loop becomes an axis of partial results."""
+"""rfactor: a reduction loop becomes an axis of partial results.
+
+The new loop over the factored axis is spatial: it may be vectorised or run in parallel.
+
+>>> from tinycomp import te
+>>> from tinycomp.tir.schedule import create_schedule
+>>> A, k = te.placeholder((32,), name="A"), te.reduce_axis((0, 32), name="k")
+>>> B = te.compute((), lambda: te.sum(A[k], axis=k), name="B")
+>>> s = create_schedule(B, [A])
+>>> ko, ki = s[B].split("k", factor=8)
+>>> print(s.func.body)
+for k.outer in range(4):
+    for k.inner in range(8):
+        with block("B"): reduce k = k.outer * 8 + k.inner
+            init:
+                B[] = 0f32
+            B[] = B[] + A[k]
+>>> BF = s.rfactor(B, ki)
+>>> print(s.func.body)
+for k.inner in range(8):
+    for k.outer in range(4):
+        with block("B.rf"): k.inner = k.inner, reduce k.outer = k.outer
+            init:
+                B.rf[k.inner] = 0f32
+            B.rf[k.inner] = B.rf[k.inner] + A[k.outer * 8 + k.inner]
+for k.inner.final in range(8):
+    with block("B"): reduce k.inner = k.inner.final
+        init:
+            B[] = 0f32
+        B[] = B[] + B.rf[k.inner]
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ...diagnostics import ScheduleError
-from ...ir.expr import Binary, Expr, Load, Var, all_of, substitute, variables
+from ...ir.expr import Binary, Call, Expr, Load, Var, all_of, substitute
 from ...ir.node import Node, rewrite
 from ...te.tensor import IterKind, IterVar
-from ..nodes import Block, Buffer, For, ForKind, PrimFunc, Seq, Stmt, Store
-from ..passes.visit import conjuncts
-from ..tree import block_of, loop_of, loops_above, replace_stmt
-from .common import axis_kinds
-from .compute_at import own_nest
+from ..nodes import Block, Buffer, For, ForKind, If, PrimFunc, Seq, Stmt, Store
+from ..tree import loops_above, replace_stmt
+from .common import (
+    fresh_buffer_name,
+    kinds_in,
+    only_writer,
+    own_loops,
+    own_nest,
+    require_plain_store,
+    split_guards,
+    unique,
+)
+from .step import Step
+
+if TYPE_CHECKING:
+    from ..schedule import CachedTensor, Schedule
 
 
-def rfactor(func: PrimFunc, block_name: str, axis: Var) -> tuple[PrimFunc, str, Buffer]:
+@dataclass(frozen=True)
+class Rfactor(Step):
+    NAME, OF_SCHEDULE = "rfactor", True
+    axis: str
+
+    def apply(self, schedule: Schedule) -> CachedTensor:
+        axis = schedule.loop(self.stage, self.axis).var
+        schedule.func, buffer = rfactor(schedule.func, self.stage, axis)
+        return schedule.new_stage(buffer)
+
+
+def rfactor(func: PrimFunc, block_name: str, axis: Var) -> tuple[PrimFunc, Buffer]:
     """Reduce each iteration of loop `axis` apart, then combine the partial results.
 
-        for k.outer: for k.inner in range(16):       for k.inner: for k.outer:
-          B += A[k.outer*16 + k.inner]        -->      B.rf[k.inner] += A[k.outer*16 + k.inner]
-                                                     for k.inner: B += B.rf[k.inner]
-
-    The new loops over the factored axis are free to be vectorised or parallel.
-
     Returns:
-        The function, the name of the block of partial results ("B.rf"), and its buffer.
+        The function and the buffer of partial results, whose last dimension is the factored
+        axis; the block that computes it has its name ("B.rf").
     """
-    block = block_of(func, block_name)
-    if axis_kinds(func, axis) != {IterKind.REDUCE}:
+    block = only_writer(func, block_name)
+    if kinds_in(block, axis) != {IterKind.REDUCE}:
         raise ScheduleError(
-            f"rfactor({block_name}, {axis.name}): {axis.name!r} is not a reduction axis",
-            excerpt=str(loop_of(func, axis)),
+            f"axis {axis.name!r} is not a reduction axis of {block_name!r}",
+            hint="split a reduction axis and factor one of the two",
         )
-    update, init = block.body, block.init
-    if not isinstance(update, Store) or not isinstance(init, Store):
+    update = block.body.then if isinstance(block.body, If) else block.body
+    conditional = isinstance(block.body, If) and block.body.otherwise is not None
+    if conditional or not isinstance(update, Store) or not isinstance(block.init, Store):
         raise ScheduleError(
-            f"rfactor({block_name}): reductions of several values cannot be factored yet"
+            f"stage {block_name!r} is not one plain reduction with its own init",
+            hint="reductions of several values, or decomposed ones, cannot be factored",
         )
-    nest = own_nest(func, block)
-    loops = [l for l in loops_above(func, block) if l in _nested(nest)]
+    require_plain_store(block)
+    loops = own_loops(func, block)
+    outside = [l for l in loops_above(func, block) if not any(l is o for o in loops)]
+    shared = [l for l in outside if IterKind.REDUCE in kinds_in(block, l.var)]
+    if shared:
+        raise ScheduleError(
+            f"other stages are computed inside the reduction loop {shared[0].var.name!r}",
+            hint="factor before computing other stages there",
+        )
+    _combine(update, update.value)
     factored = next(l for l in loops if l.var is axis)
-    result = update.buffer
-    partial = Buffer(f"{result.name}.rf", (*result.shape, factored.extent), result.dtype)
+    name = fresh_buffer_name(func, f"{update.buffer.name}.rf")
+    partial = Buffer(name, (*update.buffer.shape, factored.extent), update.buffer.dtype)
     first = _partial_nest(block, loops, factored, partial)
     second = _final_nest(block, loops, factored, partial)
-    func = replace_stmt(func, nest, Seq((first, second)))
-    return replace(func, allocs=(*func.allocs, partial)), partial.name, partial
+    func = replace_stmt(func, own_nest(func, block), Seq((first, second)))
+    return replace(func, allocs=(*func.allocs, partial)), partial
 
 
-def _nested(nest: Stmt) -> list[Stmt]:
-    out: list[Stmt] = []
-    while isinstance(nest, For):
-        out.append(nest)
-        nest = nest.body
-    return out
+def _reduce_loops(block: Block, loops: list[For]) -> list[For]:
+    return [l for l in loops if IterKind.REDUCE in kinds_in(block, l.var)]
 
 
 def _partial_nest(block: Block, loops: list[For], factored: For, partial: Buffer) -> Stmt:
-    """The block over remaining loops, with the factored axis as a spatial one."""
+    """The block over its loops, the factored one outermost and spatial.
+
+    What the reduction axes were bound to is now computed in the body from the loops themselves;
+    so are guards of these loops, which must not keep a partial result from being started.
+    """
     own = Var(factored.var.name)
-    iter_vars: list[IterVar] = [IterVar(own, factored.min, factored.extent)]
-    bindings: list[Expr] = [factored.var]
-    values: dict[Var, Expr] = {}
+    iter_vars: list[IterVar] = []
+    bindings: list[Expr] = []
     for iter_var, binding in zip(block.iter_vars, block.bindings, strict=True):
-        if iter_var.kind is IterKind.SPATIAL:
+        if iter_var.kind is not IterKind.REDUCE:
             iter_vars.append(iter_var)
             bindings.append(binding)
-    for loop in loops:  # what the reduction axes were bound to now comes from loops themselves
-        reduces = any(
-            v.kind is IterKind.REDUCE and loop.var in variables(b)
-            for v, b in zip(block.iter_vars, block.bindings, strict=True)
-        )
-        if reduces and loop is not factored:
+    iter_vars.append(IterVar(own, factored.min, factored.extent))  # in the order of its indices
+    bindings.append(factored.var)
+    values: dict[Var, Expr] = {factored.var: own}
+    for loop in _reduce_loops(block, loops):
+        if loop is not factored:
             copy = Var(loop.var.name)
             iter_vars.append(IterVar(copy, loop.min, loop.extent, IterKind.REDUCE))
             bindings.append(loop.var)
             values[loop.var] = copy
-    values[factored.var] = own
     reduce_values = {
         v.var: substitute(b, values)
         for v, b in zip(block.iter_vars, block.bindings, strict=True)
         if v.kind is IterKind.REDUCE
     }
-    body = _retarget(block.body, partial, own, reduce_values)
-    init = _retarget(block.init, partial, own, reduce_values)  # type: ignore[arg-type]
-    new = replace(
+    guards, rest = split_guards(block.predicate, values)
+    conditions = [substitute(_unmarked(g), values) for g in guards]
+    if isinstance(block.body, If):
+        conditions.append(substitute(block.body.condition, reduce_values))
+    body = _retarget(_update(block), partial, own, reduce_values)
+    if conditions:
+        body = If(all_of(conditions), body)
+    init = _retarget(block.init, partial, own, reduce_values)
+    stmt: Stmt = replace(
         block,
         name=partial.name,
         iter_vars=tuple(iter_vars),
         bindings=tuple(bindings),
         body=body,
         init=init,
+        predicate=all_of(rest),
     )
-    stmt: Stmt = new
     for loop in reversed([factored, *(l for l in loops if l is not factored)]):
         stmt = replace(loop, body=stmt)
     return stmt
 
 
-def _retarget(stmt: Stmt, partial: Buffer, own: Var, values: dict[Var, Expr]) -> Stmt:
+def _update(block: Block) -> Store:
+    """The store that accumulates, which may be under a condition."""
+    update = block.body.then if isinstance(block.body, If) else block.body
+    assert isinstance(update, Store)
+    return update
+
+
+def _unmarked(guard: Expr) -> Expr:
+    return guard.args[0] if isinstance(guard, Call) and guard.name == "likely" else guard
+
+
+def _retarget(stmt: Stmt | None, partial: Buffer, own: Var, values: dict[Var, Expr]) -> Stmt:
     """A store to the result becomes one to the partial results, also where it is read back."""
     assert isinstance(stmt, Store)
     old = stmt.buffer
@@ -115,52 +187,48 @@ def _retarget(stmt: Stmt, partial: Buffer, own: Var, values: dict[Var, Expr]) ->
 
 def _final_nest(block: Block, loops: list[For], factored: For, partial: Buffer) -> Stmt:
     """The original result as a reduction over the partial results, in the same spatial loops."""
-    update = block.body
-    assert isinstance(update, Store)
+    update = _update(block)
     own = Var(factored.var.name)
+    reduced = _reduce_loops(block, loops)
     spatial = [
         (v, b)
         for v, b in zip(block.iter_vars, block.bindings, strict=True)
-        if v.kind is IterKind.SPATIAL
+        if v.kind is not IterKind.REDUCE
     ]
-    used = {v for _, binding in spatial for v in variables(binding)}
-    outer = [replace(l, var=Var(l.var.name)) for l in loops if l.var in used]
-    renamed = {
-        l.var: n.var for l, n in zip((l for l in loops if l.var in used), outer, strict=True)
-    }
-    last = Var(f"{factored.var.name}.final")
+    kept = [l for l in loops if not any(l is r for r in reduced)]
+    outer = [replace(l, var=Var(l.var.name), kind=ForKind.SERIAL, thread="") for l in kept]
+    renamed: dict[Var, Expr] = {l.var: n.var for l, n in zip(kept, outer, strict=True)}
+    last = Var(unique(f"{factored.var.name}.final", {l.var.name for l in loops}))
     axis = IterVar(own, factored.min, factored.extent, IterKind.REDUCE)
-    # A partial result exists where the first iteration of the other reduction loops was not
-    # guarded away; only these are combined.
-    first = {l.var: l.min for l in loops if l.var not in used}
-    guards = [c for c in conjuncts(block.predicate) if factored.var in variables(c)]
-    predicate = substitute(all_of(guards), {**first, **renamed, factored.var: last})
-    previous = Load(update.buffer, update.indices, None)
-    value = _combine(update, previous, Load(partial, (*update.indices, own), None))
+    new = Load(partial, (*update.indices, own), None)
+    _, guards = split_guards(block.predicate, [l.var for l in reduced])
     stmt: Stmt = Block(
         block.name,
         (*(v for v, _ in spatial), axis),
         (*(substitute(b, renamed) for _, b in spatial), last),
-        Store(update.buffer, update.indices, value, None, update.span),
+        replace(update, value=_combine(update, new)),
         block.init,
-        predicate,
+        all_of(substitute(g, renamed) for g in guards),
         block.annotations,
         block.span,
     )
     stmt = For(last, factored.min, factored.extent, stmt)
     for loop in reversed(outer):
-        stmt = replace(loop, body=stmt, kind=ForKind.SERIAL)
+        stmt = replace(loop, body=stmt)
     return stmt
 
 
-def _combine(update: Store, previous: Load, new: Expr) -> Expr:
-    """The update with `new` in place of the value it combines into `previous`."""
+def _combine(update: Store, new: Expr) -> Expr:
+    """The update with `new` in place of the value it combines into the old one."""
+    previous = Load(update.buffer, update.indices, None)
     value = update.value
+    if isinstance(value, Call) and value.name == "if_then_else" and value.args[2] is previous:
+        value = value.args[1]  # a condition decides which values take part
     if isinstance(value, Binary) and value.a is previous:
         return value.with_children([previous, new])
     if isinstance(value, Binary) and value.b is previous:
         return value.with_children([new, previous])
     raise ScheduleError(
-        f"rfactor: the reduction {update} is not of the form old = combine(old, new)",
-        hint="conditions on reductions must be written with if_then_else on the value",
+        f"the reduction {update} is not of the form old = old op new",
+        hint="sum, prod, min, max, any and all can be factored",
     )

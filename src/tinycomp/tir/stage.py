@@ -1,0 +1,168 @@
+"""A stage of a schedule: one computation, with the primitives that shape its loops.
+
+The names and their meaning are TVM's; each primitive is described, with its loops before and
+after, in its file in `tinycomp.tir.primitives`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..diagnostics import ScheduleError
+from ..dtype import DType
+from ..ir.expr import Var
+from ..te.tensor import IterVar, Operation, Tensor
+from .nodes import Block
+from .primitives.annotate import Bind, Parallel, Pragma, Unroll, Vectorize
+from .primitives.compute_at import ComputeAt, ComputeRoot
+from .primitives.fuse import Fuse
+from .primitives.inline import ComputeInline
+from .primitives.reorder import Reorder
+from .primitives.split import Split
+from .tree import block_of
+
+if TYPE_CHECKING:
+    from .schedule import Schedule
+
+Axis = Var | IterVar | str
+
+
+@dataclass(frozen=True)
+class CachedTensor:
+    """Handle of a stage made by cache_read, cache_write, rfactor and the like."""
+
+    name: str
+    dtype: DType
+
+
+TensorLike = Tensor | CachedTensor
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One computation of a schedule, with TVM's primitives.
+
+    An axis is given by name, by the handle that an earlier call returned, or as the axis of the
+    te tensor.
+    """
+
+    schedule: Schedule
+    tensor: TensorLike
+
+    @property
+    def block_name(self) -> str:
+        return self.schedule.stage_name(self.tensor)
+
+    @property
+    def block(self) -> Block:
+        return block_of(self.schedule.func, self.block_name)
+
+    @property
+    def op(self) -> Operation:
+        """The te operation, whose `axis` and `reduce_axis` name loops."""
+        if not isinstance(self.tensor, Tensor):
+            raise ScheduleError(
+                f"stage {self.tensor.name!r} was made by the schedule and has no te operation",
+                hint="name its axes, or take them from .axes",
+            )
+        return self.tensor.op
+
+    @property
+    def axes(self) -> tuple[Var, ...]:
+        """The loops around the stage, outermost first (leaf axes, and those it is computed at)."""
+        return tuple(l.var for l in self.schedule.loops(self.block_name))
+
+    @property
+    def axis_names(self) -> tuple[str, ...]:
+        return tuple(a.name for a in self.axes)
+
+    def axis(self, axis: Axis) -> Var:
+        """A loop by name, by the axis of the te tensor, or itself."""
+        return self.schedule.axis(self.block_name, axis)
+
+    __getitem__ = axis
+
+    def name_of(self, axis: Axis, call: str) -> str:
+        """The name of an axis, for the step of a call."""
+        if isinstance(axis, str):
+            return axis
+        name = self.block_name
+        try:
+            return self.schedule.axis(name, axis).name
+        except ScheduleError as error:
+            self.schedule.refuse(f's["{name}"].{call}("{axis.name}")', name, axis.name, error)
+
+    def split(
+        self,
+        axis: Axis,
+        factor: int | None = None,
+        nparts: int | None = None,
+        factors: Sequence[int | None] | None = None,
+    ) -> tuple[Var, ...]:
+        """Split a loop; returns (outer, inner), or as many axes as `factors` has.
+
+        Args:
+            axis: the loop.
+            factor: the extent of the inner loop, or
+            nparts: the extent of the outer loop, or
+            factors: all extents, outermost first; one may be None, and is inferred.
+        """
+        sizes = None if factors is None else tuple(factors)
+        return self._do(Split(self.block_name, self.name_of(axis, "split"), factor, nparts, sizes))
+
+    def tile(self, x: Axis, y: Axis, x_factor: int, y_factor: int) -> tuple[Var, Var, Var, Var]:
+        """Two splits and a reorder: returns (x.outer, y.outer, x.inner, y.inner)."""
+        xo, xi = self.split(x, factor=x_factor)
+        yo, yi = self.split(y, factor=y_factor)
+        self.reorder(xo, yo, xi, yi)
+        return xo, yo, xi, yi
+
+    def fuse(self, *axes: Axis) -> Var:
+        """Fuse nested loops, outermost first; returns the fused axis."""
+        return self._do(Fuse(self.block_name, tuple(self.name_of(a, "fuse") for a in axes)))
+
+    def reorder(self, *axes: Axis) -> None:
+        """Put loops in this order, outermost first; others between them stay in place."""
+        self._do(Reorder(self.block_name, tuple(self.name_of(a, "reorder") for a in axes)))
+
+    def vectorize(self, axis: Axis) -> None:
+        """Run the iterations of a spatial loop as vector lanes."""
+        self._do(Vectorize(self.block_name, self.name_of(axis, "vectorize")))
+
+    def unroll(self, axis: Axis) -> None:
+        """Write the iterations of a loop out."""
+        self._do(Unroll(self.block_name, self.name_of(axis, "unroll")))
+
+    def parallel(self, axis: Axis) -> None:
+        """Spread the iterations of a spatial loop over threads."""
+        self._do(Parallel(self.block_name, self.name_of(axis, "parallel")))
+
+    def bind(self, axis: Axis, thread: str) -> None:
+        """Run a loop over a GPU thread axis, such as "threadIdx.x" or "vthread"."""
+        self._do(Bind(self.block_name, self.name_of(axis, "bind"), thread))
+
+    def pragma(self, axis: Axis, key: str, value: Any = True) -> None:
+        """Attach a hint to a loop; the value is a number, a text or a bool."""
+        self._do(Pragma(self.block_name, self.name_of(axis, "pragma"), key, value))
+
+    def compute_at(self, consumer: Stage | TensorLike | str, axis: Axis) -> None:
+        """Compute just what each iteration of a consumer's loop needs, inside that loop."""
+        stage = consumer if isinstance(consumer, Stage) else self.schedule[consumer]
+        self._do(ComputeAt(self.block_name, stage.block_name, stage.name_of(axis, "compute_at")))
+
+    def compute_inline(self) -> None:
+        """Let readers compute the value themselves; the stage disappears."""
+        self._do(ComputeInline(self.block_name))
+
+    def compute_root(self) -> None:
+        """Compute the whole stage before its readers, as every stage starts."""
+        self._do(ComputeRoot(self.block_name))
+
+    def set_scope(self, scope: str) -> None:
+        """Keep the stage's result in another memory."""
+        self.schedule.set_scope(self.tensor, scope)
+
+    def _do(self, step: Any) -> Any:
+        return self.schedule.do(step)
