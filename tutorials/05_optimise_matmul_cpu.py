@@ -2,8 +2,8 @@
 # # Optimising a matrix product on the CPU
 #
 # From naive loops to the peak of one core, step by step. Each step prints the GFLOP/s measured and
-# its share of the peak of a loop of independent multiply-adds, measured on this machine. The machine
-# may be busy with other work, so the fastest of several runs counts, for the peak too.
+# its share of the peak, measured on this machine with a loop of independent multiply-adds. The
+# machine may be busy with other work, so the fastest of several runs counts, for the peak too.
 
 # %%
 import numpy as np

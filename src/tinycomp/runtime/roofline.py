@@ -57,8 +57,10 @@ def plot(
         TinycompError: matplotlib is not installed.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        from matplotlib.backends.backend_agg import (  # type: ignore[import-not-found]
+            FigureCanvasAgg,
+        )
+        from matplotlib.figure import Figure  # type: ignore[import-not-found]
     except ImportError as error:
         raise TinycompError(
             "a roofline plot needs matplotlib", hint="pip install tinycomp[plot]"

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..ir.expr import Expr, Var, call
+from . import math
 from .gradient import gradient
 from .math import *  # noqa: F403
-from .math import __all__ as _math
 from .reducers import all, any, comm_reducer, max, min, prod, sum
 from .tensor import (
     ComputeOp,
@@ -73,4 +73,4 @@ __all__ = [
     "gradient", "inputs_of", "max", "min", "placeholder", "prod", "reduce_axis", "scan", "size_var",
     "sum", "tag_scope", "thread_axis", "topological", "var",
 ]  # fmt: skip
-__all__ += _math
+__all__ += math.__all__
