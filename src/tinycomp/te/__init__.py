@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ir.expr import Expr, Var, call
 from . import math
+from .check_reads import check_reads
 from .gradient import gradient
 from .math import *  # noqa: F403
 from .reducers import all, any, comm_reducer, max, min, prod, sum
@@ -49,6 +50,9 @@ def create_schedule(
     Args:
         outputs: tensors or their operations, one or several.
 
+    Raises:
+        VerifyError: a stage certainly reads outside a tensor.
+
     >>> from tinycomp import te
     >>> A = te.placeholder((8,), name="A")
     >>> B = te.compute((8,), lambda i: A[i] + 1.0, name="B")
@@ -64,7 +68,9 @@ def create_schedule(
             tensors.append(item)
         else:
             tensors.extend(item.output(i) for i in range(item.num_outputs))
-    return create(list(dict.fromkeys(tensors)), name=name)
+    tensors = list(dict.fromkeys(tensors))
+    check_reads(tensors)
+    return create(tensors, name=name)
 
 
 __all__ = [
