@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..ir.expr import IntImm, Var, as_int
+from ..ir.expr import Call, Var, as_int
+from ..ir.node import postorder
 from ..target import Target
 from ..te.tensor import ComputeOp, Tensor, is_reduction, topological
 from ..tir.nodes import Buffer
 from ..tir.schedule import CachedTensor, Schedule, Stage
 
-PARALLEL_GRAIN = 16 * 1024
-"""Scalar operations below which starting threads costs more than it saves (about 5 us)."""
+PARALLEL_CYCLES = 15_000
+"""Estimated cycles below which sharing work costs more than it saves: waking threads and waiting
+for the last of them takes a few microseconds."""
+
+_COSTLY_CYCLES = 20  # of a vector through exp, tanh and the like
+_CHEAP = ("if_then_else", "neg", "not", "abs", "likely", "fma", "sqrt", "floor", "ceil", "round")
 
 
 @dataclass(frozen=True)
@@ -80,20 +86,24 @@ def vectorize_last(stage: Stage, axis: Var, lanes: int, unroll: int = 1) -> Var 
     return outer
 
 
-def work_of(op: ComputeOp) -> int:
-    """Scalar operations of a stage: points of its iteration space."""
-    total = 1
-    for axis in (*op.axis, *op.reduce_axis):
-        total *= axis.extent.value if isinstance(axis.extent, IntImm) else 1
-    return total
+def cycles_of(op: ComputeOp, target: Target) -> float:
+    """Estimated cycles of a stage on one core: a vector of its iteration space takes one, more
+    if it moves data (caches) or evaluates elementary functions."""
+    points = math.prod(as_int(a.extent) for a in (*op.axis, *op.reduce_axis))
+    if op.tag in ("matmul_packed", "conv2d_nhwc"):
+        per_vector = 0.6  # two fused multiply-adds per cycle, less what a tile loses
+    else:
+        calls = {n for n in postorder(op.body) if isinstance(n, Call) and n.name not in _CHEAP}
+        per_vector = 3 + _COSTLY_CYCLES * len(calls)
+    return points / target.lanes(op.output(0).dtype) * per_vector
 
 
-def parallel_outer(stage: Stage, axes: Sequence[Var], work: int) -> Var | None:
+def parallel_outer(stage: Stage, axes: Sequence[Var], cycles: float) -> Var | None:
     """Fuse the loops and spread them over threads, if the work is worth it."""
     if not axes:
         return None
     fused = stage.fuse(*axes)
-    if work >= PARALLEL_GRAIN and extent_of(stage, fused) > 1:
+    if cycles >= PARALLEL_CYCLES and extent_of(stage, fused) > 1:
         stage.parallel(fused)
     return fused
 

@@ -7,7 +7,7 @@ import math
 from ..ir.expr import Var, variables
 from ..tir.schedule import Stage
 from ..tir.tree import loads_in
-from .common import Kernel, extent_of, inline_injective, parallel_outer, vectorize_last, work_of
+from .common import Kernel, cycles_of, extent_of, inline_injective, parallel_outer, vectorize_last
 
 _TILE = 16  # rows of a transposed tile: the elements of one cache line of float32
 
@@ -18,17 +18,17 @@ def schedule_elementwise(kernel: Kernel) -> None:
     for op in kernel.stages:
         if kernel.is_output(op):
             lanes = min(kernel.target.lanes(t.dtype) for t in kernel.outputs)
-            schedule_injective(kernel.stage(op), lanes, work_of(op))
+            schedule_injective(kernel.stage(op), lanes, cycles_of(op, kernel.target))
 
 
-def schedule_injective(stage: Stage, lanes: int, work: int) -> None:
+def schedule_injective(stage: Stage, lanes: int, cycles: float) -> None:
     """One nest of spatial loops, by the order in which it reads."""
     axes = list(stage.axes)
     if not axes:
         return
     across = transposed_axis(stage)
     if across is not None:
-        _schedule_transposed(stage, axes, across, lanes, work)
+        _schedule_transposed(stage, axes, across, lanes, cycles)
         return
     inner = [axes.pop()]
     # A short last axis is not worth a vector of its own: fuse inwards until there is enough.
@@ -39,7 +39,7 @@ def schedule_injective(stage: Stage, lanes: int, work: int) -> None:
         head, fused = stage.split(fused, factor=_chunk(extent_of(stage, fused), lanes))
         axes = [head]
     vectorize_last(stage, fused, lanes)
-    parallel_outer(stage, axes, work)
+    parallel_outer(stage, axes, cycles)
 
 
 def transposed_axis(stage: Stage) -> Var | None:
@@ -62,7 +62,9 @@ def transposed_axis(stage: Stage) -> Var | None:
     return wide[0] if wide and extent_of(stage, stage.axes[-1]) > 1 else None
 
 
-def _schedule_transposed(stage: Stage, axes: list[Var], across: Var, lanes: int, work: int) -> None:
+def _schedule_transposed(
+    stage: Stage, axes: list[Var], across: Var, lanes: int, cycles: float
+) -> None:
     """Tiles, so that both the lines read and the lines written stay in the cache.
 
     A short last axis (three colours) is written out instead, and the vectors run along the input.
@@ -82,7 +84,7 @@ def _schedule_transposed(stage: Stage, axes: list[Var], across: Var, lanes: int,
         outside.append(tail)
         stage.reorder(*outside, row, vector)
     stage.vectorize(vector)
-    parallel_outer(stage, outside[:-1] or outside, work)
+    parallel_outer(stage, outside[:-1] or outside, cycles)
 
 
 def _chunk(extent: int, lanes: int) -> int:

@@ -17,7 +17,7 @@ from ..ir.expr import Var, as_int
 from ..target import Target
 from ..te.tensor import ComputeOp
 from ..tir.schedule import Stage
-from .common import PARALLEL_GRAIN, Kernel, extent_of, inline_injective, work_of
+from .common import PARALLEL_CYCLES, Kernel, cycles_of, extent_of, inline_injective
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def schedule_matmul(kernel: Kernel, product: ComputeOp) -> None:
         vector = ji
     stage.vectorize(vector)
     threads, tile_loop = _spread(kernel, stage, [*batch, jo], io, product)
-    if work_of(product) >= PARALLEL_GRAIN:
+    if cycles_of(product, kernel.target) >= PARALLEL_CYCLES:
         stage.parallel(threads)
     compute = schedule[accumulator]
     compute.compute_at(stage, tile_loop)

@@ -12,7 +12,7 @@ import math
 from ..ir.expr import Var, as_int
 from ..te.tensor import ComputeOp
 from ..tir.schedule import Stage
-from .common import PARALLEL_GRAIN, Kernel, extent_of, inline_injective, work_of
+from .common import PARALLEL_CYCLES, Kernel, cycles_of, extent_of, inline_injective
 
 _MAX_UNROLLED_WINDOW = 25
 _POINTS = 4  # neighbouring outputs of a window that share the vectors of its weights
@@ -31,7 +31,7 @@ def schedule_lane_reduction(kernel: Kernel, reduction: ComputeOp) -> None:
     stage = kernel.stage(out)
     lanes = kernel.target.lanes(kernel.outputs[0].dtype)
     window = math.prod(as_int(a.extent) for a in reduction.reduce_axis)
-    attach = _schedule_output(stage, lanes, window, work_of(reduction))
+    attach = _schedule_output(stage, lanes, window, cycles_of(reduction, kernel.target))
     inner = schedule[accumulator]
     if attach is not None:
         inner.compute_at(stage, attach)
@@ -40,7 +40,7 @@ def schedule_lane_reduction(kernel: Kernel, reduction: ComputeOp) -> None:
     _schedule_window(inner, len(out.axis), len(reduction.reduce_axis), lanes, window)
 
 
-def _schedule_output(stage: Stage, lanes: int, window: int, work: int) -> Var | None:
+def _schedule_output(stage: Stage, lanes: int, window: int, cycles: float) -> Var | None:
     """Vectors of the last axis, a few points of the one before; returns the loop to reduce in."""
     *outside, last = stage.axes
     chunks: list[Var] = []
@@ -64,7 +64,7 @@ def _schedule_output(stage: Stage, lanes: int, window: int, work: int) -> Var | 
         if tasks >= _MIN_TASKS:
             break
     fused = stage.fuse(*leading)
-    if work >= PARALLEL_GRAIN and tasks > 1:
+    if cycles >= PARALLEL_CYCLES and tasks > 1:
         stage.parallel(fused)
     return fused if len(leading) == len(outside) else outside[-1]
 

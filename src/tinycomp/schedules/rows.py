@@ -11,7 +11,7 @@ from __future__ import annotations
 from ..ir.expr import Var
 from ..te.tensor import ComputeOp, Tensor, is_reduction
 from ..tir.schedule import CachedTensor, Stage
-from .common import PARALLEL_GRAIN, Kernel, extent_of, extents, vectorize_last, work_of
+from .common import PARALLEL_CYCLES, Kernel, cycles_of, extent_of, extents, vectorize_last
 from .to_te import consumers
 
 _ACCUMULATORS = 4  # vectors of partial results: hides the latency of the addition
@@ -31,7 +31,9 @@ def schedule_rows(kernel: Kernel, rows: int) -> None:
     accumulator: Tensor | CachedTensor | None = None
     if is_reduction(out):
         accumulator = kernel.schedule.cache_write(out.output(0), "local")
-    row = _schedule_output(target, rows, lanes, sum(work_of(op) for op in kernel.stages))
+    row = _schedule_output(
+        target, rows, lanes, sum(cycles_of(op, kernel.target) for op in kernel.stages)
+    )
     if accumulator is not None:
         _place(kernel, accumulator, out, target, row, rows, lanes)
     for op in reversed(kept):
@@ -57,7 +59,7 @@ def stages_to_keep(kernel: Kernel, rows: int) -> list[ComputeOp]:
     return [op for op in ops if op in kept]
 
 
-def _schedule_output(stage: Stage, rows: int, lanes: int, work: int) -> Var | None:
+def _schedule_output(stage: Stage, rows: int, lanes: int, cycles: float) -> Var | None:
     """Rows over threads, the row itself in vectors; returns the loop over rows."""
     axes = stage.axes
     leading, trailing = list(axes[:rows]), list(axes[rows:])
@@ -66,7 +68,7 @@ def _schedule_output(stage: Stage, rows: int, lanes: int, work: int) -> Var | No
     if not leading:
         return None
     row = stage.fuse(*leading)
-    if work >= PARALLEL_GRAIN and extent_of(stage, row) > 1:
+    if cycles >= PARALLEL_CYCLES and extent_of(stage, row) > 1:
         stage.parallel(row)
     return row
 

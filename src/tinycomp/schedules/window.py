@@ -18,11 +18,11 @@ from ..target import Target
 from ..te.tensor import ComputeOp
 from ..tir.schedule import Stage
 from .common import (
-    PARALLEL_GRAIN,
+    PARALLEL_CYCLES,
     Kernel,
+    cycles_of,
     extent_of,
     inline_injective,
-    work_of,
 )
 from .elementwise import schedule_injective
 from .matmul import prefetch_distance, tile_cost
@@ -93,7 +93,7 @@ def schedule_conv(kernel: Kernel, conv: ComputeOp) -> None:
     stage.unroll(wi)
     _vectors(stage, oi, lanes)
     threads, tile_loop = _spread(kernel, stage, (n, oo, ho, wo), conv)
-    if work_of(conv) >= PARALLEL_GRAIN:
+    if cycles_of(conv, kernel.target) >= PARALLEL_CYCLES:
         stage.parallel(threads)
     tile = schedule[accumulator]
     tile.compute_at(stage, tile_loop)
@@ -150,4 +150,4 @@ def _spread(
 def schedule_copy(kernel: Kernel, op: ComputeOp) -> None:
     """A stage computed at the root into scratch memory."""
     lanes = kernel.target.lanes(op.output(0).dtype)
-    schedule_injective(kernel.stage(op), lanes, work_of(op))
+    schedule_injective(kernel.stage(op), lanes, cycles_of(op, kernel.target))
