@@ -36,9 +36,9 @@ from .window import (
 class Conv2dAttrs(Attrs):
     """Attributes of nn.conv2d.
 
-    `kernel_layout` is "OIHW" (any data layout and groups), "packed" (NHWC, one group, the result
-    of nn.pack_conv2d) or "HWC" (NHWC depthwise). `out_channels` and `kernel_size` may be left 0
-    for OIHW and HWC.
+    `kernel_layout` is "OIHW" (any data layout and groups), "packed" (NHWC, the result of
+    nn.pack_conv2d; blocks do not cross groups) or "HWC" (NHWC depthwise). `out_channels` and
+    `kernel_size` may be left 0 for OIHW and HWC.
     """
 
     strides: tuple[int, int] = (1, 1)
@@ -87,13 +87,17 @@ def _weight_dims(attrs: ConvAttrs, w: TensorType, op: str) -> tuple[Dim, Dim, tu
     if layout == "HWC":
         expect(attrs.groups == w.shape[2], f"{op}: {w} is not depthwise for {attrs.groups} groups")
         return w.shape[2], w.shape[2], w.shape[:2]
-    expect(layout == "packed" and attrs.groups == 1, f"{op}: kernel layout {layout!r} is unknown")
+    expect(layout == "packed", f"{op}: kernel layout {layout!r} is unknown")
     blocks, nr = -(-attrs.out_channels // attrs.tile[2]), attrs.tile[2]
     expect(
         w.shape[:3] == (blocks, *attrs.kernel_size) and w.shape[4] == nr,
         f"{op}: {w} is not packed for {attrs.out_channels} channels in blocks of {nr}",
     )
-    return attrs.out_channels, w.shape[3], attrs.kernel_size
+    expect(
+        attrs.groups == 1 or attrs.out_channels % (attrs.groups * nr) == 0,
+        f"{op}: blocks of {nr} channels cross the {attrs.groups} groups",
+    )
+    return attrs.out_channels, w.shape[3] * attrs.groups, attrs.kernel_size
 
 
 def _infer_conv(attrs: ConvAttrs, types: Sequence[Type]) -> TensorType:
@@ -148,19 +152,22 @@ def _compute_conv(attrs: ConvAttrs, args: Sequence[Tensor], out: TensorType) -> 
 
 
 def _conv2d_packed(attrs: Conv2dAttrs, x: Tensor, w: Tensor, out: TensorType) -> Tensor:
-    """NHWC data and [O/nr][kh][kw][I][nr] weights: the layout of the fast schedule."""
+    """NHWC data and [O/nr][kh][kw][I/groups][nr] weights: the layout of the fast schedule."""
     (sh, sw), (dh, dw), nr = attrs.strides, attrs.dilation, attrs.tile[2]
     acc = accumulation_dtype(out.dtype)
     r = te.reduce_axis((0, w.shape[1]), name="r")
     s = te.reduce_axis((0, w.shape[2]), name="s")
     ci = te.reduce_axis((0, w.shape[3]), name="ci")
+    blocks = attrs.out_channels // attrs.groups // nr  # of one group, if there are several
+
+    def body(n: Any, h: Any, w_: Any, c: Any) -> Any:
+        first = 0 if attrs.groups == 1 else c // nr // blocks * w.shape[3]
+        value = x(n, h * sh + r * dh, w_ * sw + s * dw, first + ci).astype(acc)
+        return te.sum(value * w(c // nr, r, s, ci, c % nr).astype(acc), axis=[r, s, ci])
+
     return te.compute(
         out.shape,
-        lambda n, h, w_, c: te.sum(
-            x(n, h * sh + r * dh, w_ * sw + s * dw, ci).astype(acc)
-            * w(c // nr, r, s, ci, c % nr).astype(acc),
-            axis=[r, s, ci],
-        ),
+        body,
         name="conv2d",
         tag="conv2d_nhwc",
         attrs=_te_attrs(attrs, attrs.kernel_size),
@@ -293,6 +300,9 @@ def _samples_conv2d() -> Iterable[Sample]:
     for strides in ((1, 1), (2, 2)):
         attrs = Conv2dAttrs(strides, pads, (1, 1), 1, "NHWC", "packed", 6, (3, 3), tile)
         yield Sample((nhwc, packed), attrs, atol=1e-5)
+    grouped = _reference_pack(PackConv2dAttrs(tile), (_f32(5, 8, 2, 3, 3),))
+    attrs = Conv2dAttrs((1, 1), pads, (1, 1), 2, "NHWC", "packed", 8, (3, 3), tile)
+    yield Sample((nhwc, grouped), attrs, atol=1e-5)
     depthwise = Conv2dAttrs((2, 1), pads, (1, 1), 4, "NHWC", "HWC", 4, (3, 3))
     yield Sample((nhwc, _f32(3, 3, 3, 4)), depthwise, atol=1e-5)
     yield Sample((nhwc, _f32(4, 8, 1, 3, 3)), Conv2dAttrs(groups=4, data_layout="NHWC"), atol=1e-5)

@@ -33,7 +33,8 @@ def choose_tile(binding: Binding, target: Target) -> tuple[int, ...] | None:
         n, height, width, channels = shape
         if is_unit(call):
             height, width = 1, n * height * width
-        found = choose_conv_tile(height, width, channels, target)
+        groups: int = call.attrs.groups  # type: ignore[attr-defined]
+        found = choose_conv_tile(height, width, channels, target, groups)
         return (found.th, found.tw, found.nr)
     return None
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from ..dtype import DType
 from ..ir.expr import Var, as_int
+from ..relay.passes.alter_op_layout import groups_to_merge
 from ..target import Target
 from ..te.tensor import ComputeOp
 from ..tir.schedule import Stage
@@ -37,7 +38,9 @@ class WindowTile:
     nr: int
 
 
-def choose_conv_tile(height: int, width: int, channels: int, target: Target) -> WindowTile:
+def choose_conv_tile(
+    height: int, width: int, channels: int, target: Target, groups: int = 1
+) -> WindowTile:
     """The tile of least estimated cost for an output of height x width pixels."""
     lanes = target.lanes(DType.FLOAT32)
     best: tuple[float, int, int, int] | None = None
@@ -47,7 +50,8 @@ def choose_conv_tile(height: int, width: int, channels: int, target: Target) -> 
                 pixels = th * tw
                 if th > height or pixels * vectors + vectors + 1 > target.vector_registers - 1:
                     continue
-                cost = _cost(height, width, channels, (th, tw, vectors), lanes)
+                merged = groups_to_merge(groups, channels // groups, vectors * lanes)
+                cost = _cost(height, width, channels, (th, tw, vectors), lanes) * merged
                 if best is None or cost < best[0]:
                     best = (cost, th, tw, vectors * lanes)
     assert best is not None

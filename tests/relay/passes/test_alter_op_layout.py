@@ -93,8 +93,11 @@ def test_result_that_broadcasts_the_product_to_a_larger_shape():
     check(b.finish(b.call("add", y, b.param("m", (2, 3, 5)))))
 
 
-@pytest.mark.parametrize(("groups", "layout"), [(1, "packed"), (8, "HWC"), (2, "OIHW")])
-def test_convolutions(groups, layout):
+@pytest.mark.parametrize(
+    ("groups", "layout", "left"),
+    [(1, "packed", 1), (8, "HWC", 8), (2, "packed", 2), (4, "packed", 2)],
+)
+def test_convolutions(groups, layout, left):
     b = Builder(OPS)
     x = b.param("x", (1, 5, 5, 8))
     w = weight(b, 8, 8 // groups, 3, 3)
@@ -103,7 +106,22 @@ def test_convolutions(groups, layout):
     )
     g = check(b.finish(b.call("nn.relu", y)))
     attrs = next(b.value.attrs for b in g.bindings if b.value.op.name == "nn.conv2d")
-    assert attrs.kernel_layout == layout
+    assert (attrs.kernel_layout, attrs.groups) == (layout, left)
+
+
+def test_groups_that_never_fill_a_block_become_one():
+    b = Builder(OPS)
+    x, w = b.param("x", (1, 5, 5, 9)), weight(b, 6, 3, 1, 1)
+    g = check(b.finish(b.call("nn.conv2d", x, w, groups=3, data_layout="NHWC")))
+    attrs = next(b.value.attrs for b in g.bindings if b.value.op.name == "nn.conv2d")
+    assert (attrs.kernel_layout, attrs.groups) == ("packed", 1)
+
+
+def test_groups_are_merged_only_in_constant_weights():
+    b = Builder(OPS)
+    x, w = b.param("x", (1, 5, 5, 8)), b.param("w", (8, 2, 3, 3))
+    f = b.finish(b.call("nn.conv2d", x, w, groups=4, data_layout="NHWC"))
+    assert alter(f) is f
 
 
 def test_nothing_chosen_changes_nothing():

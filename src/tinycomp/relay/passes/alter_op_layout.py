@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ...types import TensorType
 from ..builder import Builder
 from ..nodes import Atom, Binding, Call, Constant, Function, replace_args
@@ -26,8 +28,9 @@ class AlterOpLayout(FunctionPass):
     - `nn.matmul(A, B)` becomes `nn.matmul_packed(A, nn.pack_matmul(B))`. If B is a matrix, A is
       reshaped to one too, so that a linear layer of any rank is one large product; elementwise
       operators after it (bias, activation, residual) stay in that form, which keeps them fusable.
-    - `nn.conv2d` of one group gets `nn.pack_conv2d(weight)`, kernel_layout "packed".
     - Depthwise `nn.conv2d` gets its weight as [kh, kw, C], kernel_layout "HWC".
+    - Other `nn.conv2d` get `nn.pack_conv2d(weight)`, kernel_layout "packed"; neighbouring groups
+      are merged until blocks of channels do not cross them, see `groups_to_merge`.
 
     `choose_tile` is asked for the register tile, (rows, columns) of a matmul and (rows, columns,
     channels) of a convolution; None leaves the operator as it is.
@@ -50,6 +53,7 @@ class _Rewriter:
         self.plain: dict[Atom, Atom] = {p: p for p in function.params}
         self.flat: dict[Atom, Atom] = {}
         self.packed: dict[tuple[str, Atom, tuple[int, ...]], Atom] = {}
+        self.merged: dict[tuple[Constant, int, int], Constant] = {}
         self.changed = False
 
     def run(self) -> Function:
@@ -153,6 +157,13 @@ class _Rewriter:
             self.packed[key] = self.builder.call(op, weight, tile=tile)
         return self.packed[key]
 
+    def _merged(self, weight: Constant, groups: int, count: int) -> Constant:
+        """The weight of groups // count groups, `count` old ones each; made once per weight."""
+        if (weight, groups, count) not in self.merged:
+            data = merge_groups(weight.data, groups, count)
+            self.merged[weight, groups, count] = Constant(data, weight.span)
+        return self.merged[weight, groups, count]
+
     def _conv2d(self, binding: Binding, value: Call) -> bool:
         attrs, (x, w) = value.attrs, value.args
         layouts = (attrs.data_layout, attrs.kernel_layout)  # type: ignore[attr-defined]
@@ -163,22 +174,50 @@ class _Rewriter:
         o, i, kh, kw = w.type.static_shape
         groups: int = attrs.groups  # type: ignore[attr-defined]
         weight = self.as_is(w)
-        if groups == 1:
+        if groups == o and i == 1 and groups > 1:
+            moved = self.builder.call("transpose", weight, axes=(2, 3, 0, 1))
+            packed = self.builder.call("reshape", moved, newshape=(kh, kw, o))
+            change: dict[str, object] = {"kernel_layout": "HWC"}
+        else:
             tile = self.choose_tile(binding)
             if tile is None:
                 return False
+            count = groups_to_merge(groups, o // groups, tile[2])
+            if count > 1:
+                if not isinstance(weight, Constant):
+                    return False
+                weight = self._merged(weight, groups, count)
             packed = self._packed("nn.pack_conv2d", weight, tile)
-            change: dict[str, object] = {"kernel_layout": "packed", "tile": tile}
-        elif groups == o and i == 1:
-            moved = self.builder.call("transpose", weight, axes=(2, 3, 0, 1))
-            packed = self.builder.call("reshape", moved, newshape=(kh, kw, o))
-            change = {"kernel_layout": "HWC"}
-        else:
-            return False
+            change = {"kernel_layout": "packed", "tile": tile, "groups": groups // count}
         new = replace(attrs, out_channels=o, kernel_size=(kh, kw), **change)  # type: ignore[call-arg]
         assert isinstance(value.op, Op)
         self.plain[binding.var] = self.builder.call(value.op, self.as_is(x), packed, attrs=new)
         return True
+
+
+def groups_to_merge(groups: int, channels: int, block: int) -> int:
+    """How many neighbouring groups to merge so that blocks of output channels do not cross them.
+
+    Args:
+        channels: output channels of one group.
+        block: output channels of one block of packed weights.
+
+    >>> groups_to_merge(32, 4, 16), groups_to_merge(2, 96, 32), groups_to_merge(3, 20, 16)
+    (4, 1, 3)
+    """
+    divisors = (d for d in range(1, groups) if groups % d == 0)
+    return next((d for d in divisors if d * channels % block == 0), groups)
+
+
+def merge_groups(weight: np.ndarray, groups: int, count: int) -> np.ndarray:
+    """The weight [O, count * I, ...] of a convolution with groups / count groups: zero where an
+    output channel meets an input channel of another old group."""
+    o, i, *kernel = weight.shape
+    old = weight.reshape(groups // count, count, o // groups, i, *kernel)
+    new = np.zeros((groups // count, count, o // groups, count, i, *kernel), weight.dtype)
+    for k in range(count):
+        new[:, k, :, k] = old[:, k]
+    return new.reshape(o, count * i, *kernel)
 
 
 def _operand_kind(atom: Atom, result: TensorType) -> str:
