@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .config import Config
-from .diagnostics import ArtifactError, ModelError, TinycompError
+from .diagnostics import ArtifactError, MemoryBudgetError, ModelError, TinycompError
 from .runtime.arrays import aligned_empty
 from .runtime.artifact import Artifact, KernelInfo, Manifest, ValueSpec
 from .runtime.cache import Cache, content_key, source_digest, touch
@@ -98,9 +98,10 @@ class Options:
     opt_level: int = 3
     precision: str = "fp32"
     tuning_records: str = ""
+    memory_budget: int = field(default_factory=lambda: Config().memory_budget)
 
     def text(self) -> str:
-        """The same text for the same options."""
+        """The same text for the same options; the memory budget changes no result."""
         shapes, dims = sorted(self.input_shapes.items()), sorted(self.dims.items())
         return repr(
             (self.target, shapes, dims, self.num_threads, self.opt_level, self.precision,
@@ -131,6 +132,7 @@ def compile_with(
         opt_level,
         precision,
         _read_records(tuning_records),
+        config.memory_budget,
     )
     _check(options)
     source = Source.of(model)
@@ -176,6 +178,7 @@ def import_model(model: Model, options: Options) -> IRModule:
         Path(model) if path_like else model,  # type: ignore[arg-type]
         input_shapes=options.input_shapes,
         dims=options.dims,
+        memory_budget=options.memory_budget,
     )
 
 
@@ -201,6 +204,7 @@ def assemble(
 
     pool = ConstantPool()
     plan = plan_memory(module.main, lambda b: kernels[_key(b)].planned(options.num_threads), pool)
+    _check_memory(plan, options.memory_budget)
     target = options.target
     runtime = {
         "entry": compile_kernels([emit_entry(plan, target)], target, opt=1),
@@ -224,6 +228,22 @@ def assemble(
     objects = {k.name: k.object_code for k in kernels.values()}
     texts = {"relay": str(module), "kernels": kernels_text(module.main)}
     return Artifact(manifest, {**runtime, **objects}, constants, texts)
+
+
+def _check_memory(plan: ExecutionPlan, budget: int) -> None:
+    border = sum(type_.nbytes for type_ in (*plan.inputs, *plan.outputs))
+    total = plan.arena_bytes + plan.constant_bytes + border
+    if total > budget:
+        parts = {
+            "working memory": plan.arena_bytes,
+            "weights": plan.constant_bytes,
+            "inputs and outputs": border,
+        }
+        text = ", ".join(f"{n / 2**30:.1f} GiB {what}" for what, n in parts.items())
+        raise MemoryBudgetError(
+            f"the model needs {text}; the memory budget is {budget / 2**30:.1f} GiB",
+            hint="use a smaller batch, or raise the budget: TINYCOMP_MEMORY_LIMIT=MiB",
+        )
 
 
 def parameter_count(module: IRModule) -> int:

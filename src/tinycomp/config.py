@@ -6,6 +6,7 @@
 | `TINYCOMP_CACHE_DIR` | where it is; default `$XDG_CACHE_HOME/tinycomp` or `~/.cache/tinycomp` |
 | `TINYCOMP_CACHE_LIMIT` | its size bound in MiB; default 4096 |
 | `TINYCOMP_NUM_THREADS` | threads of a model unless `num_threads=` says otherwise |
+| `TINYCOMP_MEMORY_LIMIT` | MiB that a model may need; default all of the machine's memory |
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Config:
     cache_dir: Path = Path("~/.cache/tinycomp")
     cache_limit_bytes: int = 4096 << 20
     num_threads: int | None = None
+    memory_limit_bytes: int | None = None
 
     @staticmethod
     def from_environment(environ: Mapping[str, str] | None = None) -> Config:
@@ -41,12 +43,19 @@ class Config:
         env = os.environ if environ is None else environ
         home = env.get("XDG_CACHE_HOME") or "~/.cache"
         threads = _number(env, "TINYCOMP_NUM_THREADS", 0)
+        memory = _number(env, "TINYCOMP_MEMORY_LIMIT", 0) << 20
         return Config(
             cache=env.get("TINYCOMP_CACHE", "1").lower() not in ("0", "off", "false", "no"),
             cache_dir=Path(env.get("TINYCOMP_CACHE_DIR") or f"{home}/tinycomp").expanduser(),
             cache_limit_bytes=_number(env, "TINYCOMP_CACHE_LIMIT", 4096) << 20,
             num_threads=threads or None,
+            memory_limit_bytes=memory or None,
         )
+
+    @property
+    def memory_budget(self) -> int:
+        """Bytes that a model may need: the limit set, else the machine's memory."""
+        return self.memory_limit_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _number(env: Mapping[str, str], name: str, default: int) -> int:

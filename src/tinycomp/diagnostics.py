@@ -75,6 +75,10 @@ class UnsupportedModel(TinycompError):
     exit_code = 2
 
 
+class MemoryBudgetError(TinycompError):
+    """The model needs more memory than this machine, or the user's limit, has."""
+
+
 class InputError(TinycompError):
     """A call's inputs do not fit the model: missing, extra, wrong dtype or shape."""
 

@@ -5,19 +5,20 @@ Indices may be negative once; beyond that they are an error when the model runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .. import te
-from ..diagnostics import ExecutionError, TypeMismatch
+from ..diagnostics import ExecutionError, ModelError, TypeMismatch
 from ..dtype import DType
 from ..ir.expr import Expr, as_expr, call, cast, const, select
-from ..relay.nodes import Atom
+from ..relay.nodes import Atom, Constant
 from ..relay.op import Attrs, Op, OpPattern, Sample
 from ..te.tensor import Tensor, compute, reduce_axis
-from ..types import TensorType, TupleType
+from ..types import Dim, TensorType, TupleType
 from .common import INTS, NUMBERS, normalize_axis, require_dtype, sample_array, tensors
 from .onnx_node import OnnxImport, OnnxNode
 
@@ -358,16 +359,47 @@ def _axis(node: OnnxNode, default: int = 0) -> int:
     return normalize_axis(node.op_type, node.attr("axis", default), node.type(0).rank)
 
 
+def check_constant(node: OnnxNode, index: int, extents: Sequence[Dim]) -> None:
+    """Refuse constant indices that can only fail; column k of the last axis is for extents[k].
+
+    Raises:
+        ModelError: an index is out of range.
+    """
+    indices = node.input(index)
+    if (
+        not isinstance(indices, Constant)
+        or not DType.of(indices.data.dtype).is_int
+        or not indices.data.size
+        or not extents
+        or indices.data.size % len(extents)
+    ):
+        return  # what is wrong besides is for the type relation to say
+    columns = indices.data.reshape(-1, len(extents))
+    for column, extent in zip(columns.T, extents, strict=True):
+        low, high = int(column.min()), int(column.max())
+        if isinstance(extent, int) and (low < -extent or high >= extent):
+            bad = low if low < -extent else high
+            raise ModelError(
+                f"{node.op_type}: the constant index {bad} is out of range for an axis of size "
+                f"{extent}",
+                span=node.span,
+            )
+
+
 def _import_gather(node: OnnxNode) -> Atom:
+    check_constant(node, 1, [node.type(0).shape[_axis(node)]])
     return node.builder.call("take", node.input(0), node.input(1), axis=_axis(node))
 
 
 def _import_gather_elements(node: OnnxNode) -> Atom:
+    check_constant(node, 1, [node.type(0).shape[_axis(node)]])
     return node.builder.call("gather", node.input(0), node.input(1), axis=_axis(node))
 
 
 def _import_gather_nd(node: OnnxNode) -> Atom:
-    batch = node.attr("batch_dims", 0)
+    batch, width = node.attr("batch_dims", 0), node.type(1).shape[-1:]
+    if width and isinstance(width[0], int):
+        check_constant(node, 1, node.type(0).shape[batch : batch + width[0]])
     return node.builder.call("gather_nd", node.input(0), node.input(1), batch_dims=batch)
 
 

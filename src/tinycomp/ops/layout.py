@@ -146,6 +146,8 @@ def _import_split(node: OnnxNode) -> list[Atom]:
 
 def _import_tile(node: OnnxNode) -> Atom:
     reps = tuple(ints(node, 1))
+    if any(r < 0 for r in reps):
+        raise ModelError(f"Tile: repetitions {list(reps)} contain a negative number")
     return (
         node.input(0) if set(reps) <= {1} else node.builder.call("tile", node.input(0), reps=reps)
     )
@@ -171,6 +173,8 @@ def _import_constant(node: OnnxNode) -> Atom:
 
 
 def _full(node: OnnxNode, shape: Sequence[int], dtype: DType, value: Any) -> Atom:
+    if any(d < 0 for d in shape):
+        raise ModelError(f"{node.op_type}: {list(shape)} is not a shape", span=node.span)
     if math.prod(shape) <= node.builder.fold_limit:
         return node.builder.const(np.full(shape, value, dtype.numpy))
     return node.builder.call("full", shape=tuple(shape), dtype=dtype, value=value)
@@ -185,9 +189,11 @@ def _import_range(node: OnnxNode) -> Atom:
     start, limit, delta = (node.const(i).reshape(()) for i in range(3))
     if delta == 0:
         raise ModelError("Range: delta is 0")
+    if not all(np.isfinite(v.astype(float)) for v in (start, limit, delta)):
+        raise ModelError("Range: start, limit and delta must be finite")
     size = max(math.ceil((limit.astype(float) - start.astype(float)) / delta.astype(float)), 0)
-    steps = np.arange(size).astype(start.dtype)
     if size <= node.builder.fold_limit:
+        steps = np.arange(size).astype(start.dtype)
         return node.builder.const(steps * delta + start)
     dtype = DType.of(start.dtype)
     return node.builder.call(

@@ -20,7 +20,7 @@ from ..relay.op import Attrs, Op, OpPattern, Sample
 from ..te.tensor import IterVar, Tensor, compute, reduce_axis
 from ..types import TensorType
 from .common import INTS, normalize_axis, require_dtype, require_same_dtype, sample_array, tensors
-from .index import checked, np_checked
+from .index import check_constant, checked, np_checked
 from .onnx_node import OnnxImport, OnnxNode
 from .shape import ravel, unravel
 
@@ -228,6 +228,7 @@ OPS: tuple[Op, ...] = (SCATTER_ELEMENTS, SCATTER_ND)
 
 def _import_scatter_elements(node: OnnxNode) -> Atom:
     axis = normalize_axis("ScatterElements", node.attr("axis", 0), node.type(0).rank)
+    check_constant(node, 1, [node.type(0).shape[axis]])
     return node.builder.call(
         "scatter_elements", *(node.input(i) for i in range(3)),
         axis=axis, reduction=node.attr("reduction", "none"),
@@ -236,6 +237,9 @@ def _import_scatter_elements(node: OnnxNode) -> Atom:
 
 def _import_scatter_nd(node: OnnxNode) -> Atom:
     reduction = node.attr("reduction", "none")
+    width = node.type(1).shape[-1:]
+    if width and isinstance(width[0], int):
+        check_constant(node, 1, node.type(0).shape[: width[0]])
     return node.builder.call("scatter_nd", *(node.input(i) for i in range(3)), reduction=reduction)
 
 

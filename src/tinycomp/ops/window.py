@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import te
-from ..diagnostics import TypeMismatch
+from ..diagnostics import ModelError, TypeMismatch
 from ..dtype import DType
 from ..ir.expr import all_of
 from ..te.tensor import Tensor
@@ -64,6 +64,10 @@ def output_dim(size: Dim, kernel: int, stride: int, before: int, after: int, dil
     >>> output_dim(224, 7, 2, 3, 3, 1)
     112
     """
+    expect(
+        kernel > 0 and stride > 0 and dilation > 0,
+        f"kernel size {kernel}, stride {stride} and dilation {dilation} must be positive",
+    )
     return as_dim((size + (before + after - dilation * (kernel - 1) - 1)) // stride + 1)
 
 
@@ -127,11 +131,15 @@ def import_padding(
     """The node's `pads`, or what its `auto_pad` means for the spatial axes of input 0.
 
     Raises:
+        ModelError: the window's attributes do not fit each other.
         UnsupportedModel: SAME_* over a dimension that is not known.
     """
+    _check_window(node, kernel, strides, dilation)
     auto = node.attr("auto_pad", "NOTSET") or "NOTSET"
     if auto == "NOTSET":
-        return tuple(node.attr("pads") or (0,) * (2 * len(kernel)))
+        pads = tuple(node.attr("pads") or (0,) * (2 * len(kernel)))
+        _check_length(node, "pads", pads, 2 * len(kernel))
+        return pads
     if auto == "VALID":
         return (0,) * (2 * len(kernel))
     spatial = node.type(0).shape[-len(kernel) :]
@@ -139,3 +147,24 @@ def import_padding(
         raise node.unsupported(f"auto_pad={auto} over symbolic dimensions", "fix the input shapes")
     sizes = [d for d in spatial if isinstance(d, int)]
     return same_padding(sizes, kernel, strides, dilation, upper=auto == "SAME_UPPER")
+
+
+def _check_window(
+    node: OnnxNode, kernel: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
+) -> None:
+    named = {"kernel_shape": kernel, "strides": strides, "dilations": dilation}
+    for name, values in named.items():
+        _check_length(node, name, values, node.type(0).rank - 2)
+        if any(v < 1 for v in values):
+            raise ModelError(
+                f"{node.op_type}: {name} {list(values)} must be positive", span=node.span
+            )
+
+
+def _check_length(node: OnnxNode, name: str, values: Sequence[int], length: int) -> None:
+    if len(values) != length:
+        raise ModelError(
+            f"{node.op_type}: {name} {list(values)} must have {length} numbers for the input "
+            f"{node.type(0)}",
+            span=node.span,
+        )

@@ -83,6 +83,7 @@ class Builder:
         attrs = op.attrs_type(**kwargs) if attrs is None else attrs
         try:
             type_ = op.infer(attrs, [a.type for a in args])
+            _check_dims(op, type_)
         except TypeMismatch as error:
             error.span = error.span | self.span
             raise
@@ -155,3 +156,9 @@ class Builder:
         if not isinstance(result, Var | Constant):
             result = self.tuple(result)
         return Function(tuple(self.params), tuple(self.bindings), result, dict(attrs or {}))
+
+
+def _check_dims(op: Op, type_: Type) -> None:
+    """Refuse a result of negative size, whatever attributes led to it."""
+    if isinstance(type_, TensorType) and any(isinstance(d, int) and d < 0 for d in type_.shape):
+        raise TypeMismatch(f"{op.name}: the result would be {type_}")

@@ -8,13 +8,20 @@ from typing import Any
 
 import onnx
 
-from ...diagnostics import ModelError, Span, TinycompError, UnsupportedModel
+from ...config import Config
+from ...diagnostics import (
+    MemoryBudgetError,
+    ModelError,
+    Span,
+    TinycompError,
+    UnsupportedModel,
+)
 from ...ops import default_ops, onnx_importers
 from ...ops.onnx_node import OnnxImport, OnnxNode
 from ...relay.builder import Builder
 from ...relay.nodes import Atom, Function, IRModule, Var
 from ...relay.op import OpSet
-from ...types import Type
+from ...types import TensorType, Type
 from .graphs import all_graphs, node_name, sorted_nodes
 from .inputs import input_types
 from .normalize import Normalized, normalize
@@ -28,6 +35,7 @@ def from_onnx(
     ops: OpSet | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
+    memory_budget: int | None = None,
 ) -> IRModule:
     """The graph IR of an ONNX model.
 
@@ -39,11 +47,13 @@ def from_onnx(
         ops: the operator set, `default_ops()` if None.
         input_shapes: shapes by input name, where the model leaves them open.
         dims: sizes of symbolic dimensions by name.
+        memory_budget: bytes that one tensor may have; default: this machine's memory.
 
     Raises:
         ModelError: the file is damaged or inconsistent.
         UnsupportedModel: operators without importer (all of them are listed), or open dimensions.
         InputError: `input_shapes` or `dims` do not fit the model.
+        MemoryBudgetError: a tensor exceeds the budget.
         TypeMismatch: a node was given types that its operator does not accept.
 
     >>> from onnx import parser
@@ -55,25 +65,24 @@ def from_onnx(
     proto = normalize(read_model(model))
     importers = onnx_importers()
     _check_supported(proto.graph, importers)
-    return _import_model(
-        proto, Builder(default_ops() if ops is None else ops), importers, input_shapes, dims
-    )
+    builder = Builder(default_ops() if ops is None else ops)
+    scope = Scope(builder, importers, memory_budget=memory_budget or Config().memory_budget)
+    return _import_model(proto, scope, input_shapes, dims)
 
 
 def _import_model(
     model: Normalized,
-    builder: Builder,
-    importers: Mapping[str, OnnxImport],
+    scope: Scope,
     input_shapes: Mapping[str, Sequence[int]] | None,
     dims: Mapping[str, int] | None,
 ) -> IRModule:
-    graph = model.graph
-    scope = Scope(builder, importers)
+    graph, builder = model.graph, scope.builder
     for name, array in model.weights.items():
         scope.define(name, builder.const(array))
     scope.define_initializers(graph)
     inputs = [i for i in graph.input if i.name not in scope.values]
     for info, type_ in zip(inputs, input_types(inputs, input_shapes, dims), strict=True):
+        scope.check_size(type_, f"input {info.name!r}")
         scope.define(info.name, builder.param(info.name, type_))
     outputs = scope.run(graph)
     function = builder.finish(outputs[0] if len(outputs) == 1 else outputs, {"name": graph.name})
@@ -115,14 +124,33 @@ class Scope:
     """
 
     def __init__(
-        self, builder: Builder, importers: Mapping[str, OnnxImport], parent: Scope | None = None
+        self,
+        builder: Builder,
+        importers: Mapping[str, OnnxImport],
+        parent: Scope | None = None,
+        *,
+        memory_budget: int,
     ) -> None:
         self.builder, self.importers, self.parent = builder, importers, parent
+        self.memory_budget = memory_budget
         self.values: dict[str, Atom] = {}
         self.captures: dict[Atom, Var] = {}
 
     def define(self, name: str, value: Atom) -> None:
         self.values[name] = value
+
+    def inner(self, builder: Builder) -> Scope:
+        """The scope of a subgraph that emits into `builder`."""
+        return Scope(builder, self.importers, self, memory_budget=self.memory_budget)
+
+    def check_size(self, type_: Type, what: str) -> None:
+        """Refuse a tensor that no memory could hold, before anything allocates it."""
+        if isinstance(type_, TensorType) and type_.is_static and type_.nbytes > self.memory_budget:
+            raise MemoryBudgetError(
+                f"{what} is {type_}, {type_.nbytes / 2**30:.1f} GiB; "
+                f"the memory budget is {self.memory_budget / 2**30:.1f} GiB",
+                hint="check the model's sizes, or raise the budget: TINYCOMP_MEMORY_LIMIT=MiB",
+            )
 
     def define_initializers(self, graph: onnx.GraphProto) -> None:
         if graph.sparse_initializer:
@@ -170,10 +198,12 @@ class Scope:
         with self.builder.at(span):
             try:
                 results = self.importers[_key(node)](self._view(node, name))
+                results = [results] if not isinstance(results, Sequence) else results
+                for output, value in zip(node.output, results, strict=False):
+                    self.check_size(value.type, f"tensor {output!r}")
             except TinycompError as error:
                 error.span = error.span if error.span.nodes else span
                 raise
-        results = [results] if not isinstance(results, Sequence) else results
         for output, value in zip(node.output, results, strict=False):
             if output:
                 self.define(output, value)
@@ -205,8 +235,7 @@ class Subgraph:
 
     def __call__(self, *inputs: Atom) -> list[Atom]:
         """Import the nodes into the current function; the graph's outputs for these inputs."""
-        scope = Scope(self.scope.builder, self.scope.importers, self.scope)
-        return self._run(scope, inputs)
+        return self._run(self.scope.inner(self.scope.builder), inputs)
 
     def close(
         self,
@@ -220,7 +249,7 @@ class Subgraph:
         """  # fmt: skip
         outer = self.scope.builder
         builder = Builder(outer.ops, fold=outer.fold, fold_limit=outer.fold_limit)
-        scope = Scope(builder, self.scope.importers, self.scope)
+        scope = self.scope.inner(builder)
         names = [i.name for i in self.graph.input] or [f"in{n}" for n in range(len(types))]
         inputs: list[Atom] = [builder.param(n, t) for n, t in zip(names, types, strict=True)]
         outputs = self._run(scope, inputs)

@@ -33,6 +33,7 @@ def normalize(model: ModelProto) -> Normalized:
     if model.graph.sparse_initializer:
         name = model.graph.sparse_initializer[0].values.name
         raise UnsupportedModel(f"initializer {name!r} is sparse, which is not supported")
+    _check_opset(model)
     skeleton, weights = _set_aside(model)
     if skeleton.functions:
         skeleton = inliner.inline_local_functions(skeleton)
@@ -44,6 +45,14 @@ def normalize(model: ModelProto) -> Normalized:
 def opset_of(model: ModelProto) -> int:
     """The ai.onnx opset of a model; 1 if it imports none."""
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
+
+
+def _check_opset(model: ModelProto) -> None:
+    if opset_of(model) > newest_opset():
+        raise UnsupportedModel(
+            f"the model uses opset {opset_of(model)}; the newest known here is {newest_opset()}",
+            hint="update the onnx package, or export the model with an older opset",
+        )
 
 
 def _set_aside(model: ModelProto) -> tuple[ModelProto, dict[str, np.ndarray]]:

@@ -31,6 +31,10 @@ def dtype_of(elem_type: int, what: str) -> DType:
 def array_of(tensor: TensorProto) -> np.ndarray:
     """The array in a tensor; ModelError if its data does not fill its shape."""
     what = f"tensor {tensor.name!r}"
+    if tensor.data_type not in TensorProto.DataType.values():
+        raise ModelError(f"{what} has the unknown element type {tensor.data_type}")
+    if any(d < 0 for d in tensor.dims):
+        raise ModelError(f"{what} has a negative dimension: {list(tensor.dims)}")
     if tensor.data_type in _FROM_ONNX and tensor.HasField("raw_data"):
         dtype = _FROM_ONNX[tensor.data_type].numpy
         try:
