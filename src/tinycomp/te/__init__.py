@@ -13,6 +13,7 @@ from ..ir.expr import Expr, Var, call
 from . import math
 from .check_reads import check_reads
 from .gradient import gradient
+from .intrin import BufferView, TensorIntrin, decl_tensor_intrin
 from .math import *  # noqa: F403
 from .reducers import all, any, comm_reducer, max, min, prod, sum
 from .tensor import (
@@ -74,9 +75,10 @@ def create_schedule(
 
 
 __all__ = [
-    "ComputeOp", "Expr", "ExternOp", "IterKind", "IterVar", "PlaceholderOp", "Reduce", "ScanOp",
-    "Tensor", "Var", "all", "any", "call", "comm_reducer", "compute", "create_schedule", "extern",
-    "gradient", "inputs_of", "max", "min", "placeholder", "prod", "reduce_axis", "scan", "size_var",
-    "sum", "tag_scope", "thread_axis", "topological", "var",
+    "BufferView", "ComputeOp", "Expr", "ExternOp", "IterKind", "IterVar", "PlaceholderOp", "Reduce",
+    "ScanOp", "Tensor", "TensorIntrin", "Var", "all", "any", "call", "comm_reducer", "compute",
+    "create_schedule", "decl_tensor_intrin", "extern", "gradient", "inputs_of", "max", "min",
+    "placeholder", "prod", "reduce_axis", "scan", "size_var", "sum", "tag_scope", "thread_axis",
+    "topological", "var",
 ]  # fmt: skip
 __all__ += math.__all__

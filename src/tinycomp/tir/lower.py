@@ -9,6 +9,7 @@ from .passes.hoist_ifs import hoist_ifs
 from .passes.loop_partition import loop_partition
 from .passes.lower_blocks import lower_blocks
 from .passes.prefetch import prefetch
+from .passes.serialize_threads import serialize_threads
 from .passes.simplify import simplify
 from .passes.trim_loops import trim_loops
 from .passes.unroll import unroll
@@ -21,6 +22,8 @@ def lower(func: PrimFunc, target: Target) -> PrimFunc:
     Every step is a function on its own that keeps the meaning of `func`
     (`tinycomp.tir.interpreter.run` gives the same arrays before and after).
     """
+    if target.kind != "cuda":
+        func = serialize_threads(func)
     func = lower_blocks(func)
     func = compact_buffers(func)
     func = simplify(func)

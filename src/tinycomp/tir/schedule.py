@@ -32,7 +32,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -41,9 +42,11 @@ from ..ir.expr import Var
 from ..ir.node import Node, fold
 from ..te.tensor import IterVar, PlaceholderOp, ScanOp, Tensor, inputs_of
 from .from_te import create_func
+from .group import Group, group_members
 from .nodes import Buffer, For, PrimFunc, Stmt
 from .primitives.cache import CacheRead, CacheWrite, SetScope
 from .primitives.common import excerpt, unique
+from .primitives.normalize import Normalize
 from .primitives.rfactor import Rfactor
 from .primitives.step import Step
 from .primitives.table import STEPS
@@ -181,10 +184,11 @@ class Schedule:
             hint=f"the axes of {stage!r} are {names}",
         )
 
-    def new_stage(self, buffer: Buffer) -> CachedTensor:
-        """The handle of a stage that a primitive made; its block has the buffer's name."""
-        handle = CachedTensor(buffer.name, buffer.dtype)
-        self._stages[handle] = self._buffer_names[handle] = buffer.name
+    def new_stage(self, buffer: Buffer, name: str = "") -> CachedTensor:
+        """The handle of a stage that a primitive made; its block has the buffer's name, or this."""
+        handle = CachedTensor(name or buffer.name, buffer.dtype)
+        self._stages[handle] = handle.name
+        self._buffer_names[handle] = buffer.name
         return handle
 
     @property
@@ -263,17 +267,26 @@ class Schedule:
             ScheduleError: naming the step that cannot be applied; the schedule is unchanged.
         """
         wanted = list(steps)
+        with self.all_or_nothing():
+            for number, step in enumerate(wanted, 1):
+                try:
+                    self.do(step)
+                except ScheduleError as error:
+                    raise ScheduleError(
+                        f"step {number} of {len(wanted)} cannot be replayed: {error.message}",
+                        hint=error.hint,
+                        excerpt=error.excerpt,
+                    ) from None
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """If a call inside is refused, none of them happened."""
         before = self.func, list(self._steps), dict(self._stages), dict(self._buffer_names)
-        for number, step in enumerate(wanted, 1):
-            try:
-                self.do(step)
-            except ScheduleError as error:
-                self.func, self._steps, self._stages, self._buffer_names = before
-                raise ScheduleError(
-                    f"step {number} of {len(wanted)} cannot be replayed: {error.message}",
-                    hint=error.hint,
-                    excerpt=error.excerpt,
-                ) from None
+        try:
+            yield
+        except ScheduleError:
+            self.func, self._steps, self._stages, self._buffer_names = before
+            raise
 
     def snapshots(self) -> list[PrimFunc]:
         """The naive loops, and the loops after each step."""
@@ -295,7 +308,7 @@ class Schedule:
 
         return schedule_html(self)
 
-    # -- primitives that make stages ---------------------------------------------------------
+    # -- primitives of the whole schedule ---------------------------------------------------------
 
     def cache_write(self, tensor: TensorLike | str, scope: str = "local") -> CachedTensor:
         """Compute `tensor` into a buffer in `scope` first; returns the computing stage's tensor.
@@ -321,6 +334,22 @@ class Schedule:
     def set_scope(self, tensor: TensorLike | str, scope: str) -> None:
         """Keep an intermediate tensor in another memory: "local", "shared", "warp" or "global"."""
         self.do(SetScope(self.buffer_name(tensor), scope))
+
+    def normalize(self) -> Schedule:
+        """Loops that start elsewhere start at 0; returns this schedule."""
+        self.do(Normalize())
+        return self
+
+    def create_group(
+        self,
+        outputs: Tensor | Sequence[Tensor],
+        inputs: Tensor | Sequence[Tensor],
+        include_inputs: bool = False,
+    ) -> Group:
+        """The stages between tensors, to be placed together; see `Group`."""
+        ends = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        starts = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+        return Group(self, group_members(ends, starts, include_inputs))
 
 
 def _listed(readers: Any) -> Sequence[TensorLike | str]:
@@ -381,4 +410,4 @@ def _own_axes(func: PrimFunc) -> tuple[PrimFunc, dict[tuple[str, Var], Var]]:
     return replace(func, body=fold(func.body, step)), renamed
 
 
-__all__ = ["Axis", "CachedTensor", "Schedule", "Stage", "create_schedule"]
+__all__ = ["Axis", "CachedTensor", "Group", "Schedule", "Stage", "create_schedule"]

@@ -6,21 +6,37 @@ after, in its file in `tinycomp.tir.primitives`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..diagnostics import ScheduleError
 from ..dtype import DType
-from ..ir.expr import Var
+from ..ir.expr import Expr, Var
+from ..te.intrin import TensorIntrin
 from ..te.tensor import IterVar, Operation, Tensor
 from .nodes import Block
+from .primitives.affine import to_tokens
 from .primitives.annotate import Bind, Parallel, Pragma, Unroll, Vectorize
 from .primitives.compute_at import ComputeAt, ComputeRoot
+from .primitives.decompose_reduction import DecomposeReduction
 from .primitives.fuse import Fuse
 from .primitives.inline import ComputeInline
+from .primitives.pad import Pad
+from .primitives.partition import Partition
 from .primitives.reorder import Reorder
+from .primitives.reverse_compute_at import ReverseComputeAt
+from .primitives.reverse_compute_inline import ReverseComputeInline
 from .primitives.split import Split
+from .primitives.storage import (
+    DoubleBuffer,
+    EnvThreads,
+    Prefetch,
+    SetStorePredicate,
+    StorageAlign,
+)
+from .primitives.tensorize import Tensorize
+from .primitives.transform_layout import TransformLayout, tokens_of_map
 from .tree import block_of
 
 if TYPE_CHECKING:
@@ -114,9 +130,10 @@ class Stage:
 
     def tile(self, x: Axis, y: Axis, x_factor: int, y_factor: int) -> tuple[Var, Var, Var, Var]:
         """Two splits and a reorder: returns (x.outer, y.outer, x.inner, y.inner)."""
-        xo, xi = self.split(x, factor=x_factor)
-        yo, yi = self.split(y, factor=y_factor)
-        self.reorder(xo, yo, xi, yi)
+        with self.schedule.all_or_nothing():
+            xo, xi = self.split(x, factor=x_factor)
+            yo, yi = self.split(y, factor=y_factor)
+            self.reorder(xo, yo, xi, yi)
         return xo, yo, xi, yi
 
     def fuse(self, *axes: Axis) -> Var:
@@ -141,7 +158,7 @@ class Stage:
 
     def bind(self, axis: Axis, thread: str) -> None:
         """Run a loop over a GPU thread axis, such as "threadIdx.x" or "vthread"."""
-        self._do(Bind(self.block_name, self.name_of(axis, "bind"), thread))
+        self._do(Bind(self.block_name, self.name_of(axis, "bind"), str(thread)))
 
     def pragma(self, axis: Axis, key: str, value: Any = True) -> None:
         """Attach a hint to a loop; the value is a number, a text or a bool."""
@@ -159,6 +176,68 @@ class Stage:
     def compute_root(self) -> None:
         """Compute the whole stage before its readers, as every stage starts."""
         self._do(ComputeRoot(self.block_name))
+
+    def reverse_compute_at(self, producer: Stage | TensorLike | str, axis: Axis) -> None:
+        """Compute this stage inside a loop of the stage that it reads."""
+        stage = producer if isinstance(producer, Stage) else self.schedule[producer]
+        name = stage.name_of(axis, "reverse_compute_at")
+        self._do(ReverseComputeAt(self.block_name, stage.block_name, name))
+
+    def reverse_compute_inline(self) -> None:
+        """Compute this stage in the loops of the one it reads, which disappears."""
+        self._do(ReverseComputeInline(self.block_name))
+
+    def decompose_reduction(self, axis: Axis) -> CachedTensor:
+        """Initialise in a nest of its own before a loop; returns the tensor of that stage."""
+        name = self.name_of(axis, "decompose_reduction")
+        return self._do(DecomposeReduction(self.block_name, name))
+
+    def transform_layout(self, index_map: Callable[..., Any]) -> None:
+        """Store the element at `i, j, ...` at `index_map(i, j, ...)`, a tuple of indices."""
+        name = self.schedule.buffer_name(self.tensor)
+        rank = len(self.schedule.buffer(name).shape)
+        self._do(TransformLayout(name, tokens_of_map(index_map, rank)))
+
+    def pad(self, axis: Axis, multiple: int) -> None:
+        """Round the extent of an axis up, so that tiles divide it."""
+        self._do(Pad(self.block_name, self.name_of(axis, "pad"), multiple))
+
+    def partition(self, axis: Axis, point: int) -> CachedTensor:
+        """The first `point` iterations of a loop, then the rest as a stage of its own, whose
+        tensor is returned."""
+        return self._do(Partition(self.block_name, self.name_of(axis, "partition"), point))
+
+    def tensorize(self, axis: Axis, intrin: TensorIntrin | str) -> None:
+        """Replace a loop, and all inside, by a tensor intrinsic (or the name of one that
+        `schedule.intrinsics` holds)."""
+        if isinstance(intrin, TensorIntrin):
+            self.schedule.intrinsics[intrin.name] = intrin
+            intrin = intrin.name
+        self._do(Tensorize(self.block_name, self.name_of(axis, "tensorize"), intrin))
+
+    def storage_align(self, axis: Axis, factor: int, offset: int) -> None:
+        """The stride of an axis shall be `offset` modulo `factor` elements (bank conflicts)."""
+        name = self.name_of(axis, "storage_align")
+        self._do(StorageAlign(self.block_name, name, factor, offset))
+
+    def double_buffer(self) -> None:
+        """Fill one copy of the stage's buffer while the other is read."""
+        self._do(DoubleBuffer(self.block_name))
+
+    def set_store_predicate(self, predicate: Expr) -> None:
+        """Of threads that compute the same, only those store for which the condition on this
+        stage's axes holds."""
+        self._do(SetStorePredicate(self.block_name, to_tokens(predicate)))
+
+    def env_threads(self, threads: Sequence[str] | str) -> None:
+        """The threads to launch around the stage."""
+        names = [threads] if isinstance(threads, str) else threads
+        self._do(EnvThreads(self.block_name, tuple(str(t) for t in names)))
+
+    def prefetch(self, tensor: TensorLike | str, axis: Axis, offset: int = 1) -> None:
+        """Fetch what vector loads of a tensor need `offset` iterations of a loop later."""
+        buffer = self.schedule.buffer_name(tensor)
+        self._do(Prefetch(self.block_name, buffer, self.name_of(axis, "prefetch"), offset))
 
     def set_scope(self, scope: str) -> None:
         """Keep the stage's result in another memory."""

@@ -115,11 +115,7 @@ def bind(func: PrimFunc, axis: Var, thread: str) -> PrimFunc:
 
     Loops of one kernel that share a thread axis must be of one extent, and not nested.
     """
-    if not _THREAD.fullmatch(thread):
-        raise ScheduleError(
-            f"{thread!r} is not a thread axis",
-            hint="one of blockIdx.x/y/z, threadIdx.x/y/z, vthread, vthread.x/y/z",
-        )
+    require_thread_name(thread)
     require_spatial(func, axis)
     loop = loop_of(func, axis)
     if loop.kind is not ForKind.SERIAL:
@@ -127,6 +123,15 @@ def bind(func: PrimFunc, axis: Var, thread: str) -> PrimFunc:
     if not thread.startswith("vthread"):
         _check_thread(func, loop, thread)
     return replace_stmt(func, loop, replace(loop, kind=ForKind.THREAD, thread=thread))
+
+
+def require_thread_name(thread: str) -> None:
+    """ScheduleError unless this is a thread axis."""
+    if not _THREAD.fullmatch(thread):
+        raise ScheduleError(
+            f"{thread!r} is not a thread axis",
+            hint="one of blockIdx.x/y/z, threadIdx.x/y/z, vthread, vthread.x/y/z",
+        )
 
 
 def _check_thread(func: PrimFunc, loop: For, thread: str) -> None:

@@ -119,7 +119,8 @@ def compute_at(func: PrimFunc, block_name: str, axis: Var) -> PrimFunc:
     for loop in above:
         analyzer.bind(loop.var, loop.min, loop.extent)
     regions = regions_read(target.body, outputs, analyzer)
-    moved, shape = rebuild_nest(block, regions, analyzer, {l.var.name for l in above})
+    names = {l.var.name for l in above}
+    moved, shape = rebuild_nest(block, _by_axis(block, regions), analyzer, names)
     stmts = target.body.stmts if isinstance(target.body, Seq) else (target.body,)
     position = next(i for i, s in enumerate(stmts) if any(b in read_buffers(s) for b in outputs))
     body = Seq((*stmts[:position], moved, *stmts[position:]))
@@ -139,12 +140,16 @@ def regions_read(
 
 
 def rebuild_nest(
-    block: Block, regions: Sequence[tuple[Expr, Expr]], analyzer: Analyzer, taken: set[str]
+    block: Block,
+    ranges: Sequence[tuple[Expr, Expr] | None],
+    analyzer: Analyzer,
+    taken: set[str],
+    may_exceed: bool = True,
 ) -> tuple[Stmt, list[Expr]]:
-    """Fresh loops around a block, spatial ones over `regions` (start, extent), then reductions.
+    """Fresh loops around a block, one per axis, over the part (start, extent) or, for None, all.
 
-    A region may reach past the end of the stage. Where computing there is harmless it is done,
-    which keeps register tiles whole; else the block is guarded.
+    A part may reach past the end of the axis. Where computing there is harmless it is done (if
+    `may_exceed`), which keeps register tiles whole; else the block is guarded.
 
     Returns:
         The nest, and the shape that the block's buffers need.
@@ -153,30 +158,33 @@ def rebuild_nest(
     loops: list[tuple[Var, Expr, Expr]] = []
     shape: list[Expr] = []
     predicate: Expr = TRUE
-    spatial = iter(regions)
     names = set(taken)
-    for iter_var in block.iter_vars:
+    for iter_var, part in zip(block.iter_vars, ranges, strict=True):
         var = Var(unique(iter_var.name, names))
         names.add(var.name)
-        if iter_var.kind is IterKind.REDUCE:
+        if part is None:
             loops.append((var, iter_var.min, iter_var.extent))
             bindings.append(var)
+            if iter_var.kind is not IterKind.REDUCE:
+                shape.append(iter_var.min + iter_var.extent)
             continue
-        start, extent = next(spatial)
+        start, extent = part
         analyzer.bind(var, 0, extent)
         value = start + var
         bindings.append(value)
         top = iter_var.min + iter_var.extent
         inside = binary(BinaryOp.LT, value, top)
-        shape.append(top)
+        needed: Expr = top
         if not analyzer.proves(inside):
-            highest = analyzer.bounds(value)[1]
+            highest = analyzer.bounds(value)[1] if may_exceed else None
             if highest is not None and _harmless(block, iter_var.var, value, analyzer):
-                shape[-1] = const(highest + 1)
+                needed = const(highest + 1)
             elif isinstance(start, IntImm):
                 extent = analyzer.simplify(top - start)
             else:
                 predicate = predicate & call("likely", inside)
+        if iter_var.kind is not IterKind.REDUCE:
+            shape.append(needed)
         loops.append((var, const(0), extent))
         if not analyzer.proves(start >= iter_var.min):
             predicate = predicate & call("likely", value >= iter_var.min)
@@ -184,6 +192,12 @@ def rebuild_nest(
     for var, start, extent in reversed(loops):
         stmt = For(var, start, extent, stmt)
     return stmt, shape
+
+
+def _by_axis(block: Block, regions: Sequence[tuple[Expr, Expr]]) -> list[tuple[Expr, Expr] | None]:
+    """The regions of a buffer's dimensions, in the order of the block's axes; None for reduced."""
+    rest = iter(regions)
+    return [None if v.kind is IterKind.REDUCE else next(rest) for v in block.iter_vars]
 
 
 def _harmless(block: Block, axis: Var, value: Expr, analyzer: Analyzer) -> bool:
@@ -252,8 +266,7 @@ def compute_root(func: PrimFunc, block_name: str) -> PrimFunc:
         )
     require_plain_store(block)
     require_inputs_at(func, block, None)
-    whole = [(const(0), v.extent) for v in block.iter_vars if v.kind is IterKind.SPATIAL]
-    moved, _ = rebuild_nest(block, whole, Analyzer(), set())
+    moved, _ = rebuild_nest(block, [None] * len(block.iter_vars), Analyzer(), set())
     position = 0 if root is func.body else _index(func.body, root)
     body = replace_stmt(func, nest, None).body
     stmts = body.stmts if root is not func.body and isinstance(body, Seq) else (body,)

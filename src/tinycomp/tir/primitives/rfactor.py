@@ -222,7 +222,7 @@ def _combine(update: Store, new: Expr) -> Expr:
     """The update with `new` in place of the value it combines into the old one."""
     previous = Load(update.buffer, update.indices, None)
     value = update.value
-    if isinstance(value, Call) and value.name == "if_then_else" and value.args[2] is previous:
+    while isinstance(value, Call) and value.name == "if_then_else" and value.args[2] is previous:
         value = value.args[1]  # a condition decides which values take part
     if isinstance(value, Binary) and value.a is previous:
         return value.with_children([previous, new])

@@ -7,17 +7,28 @@ from collections.abc import Mapping
 from .annotate import Bind, Parallel, Pragma, Unroll, Vectorize
 from .cache import CacheRead, CacheWrite, SetScope
 from .compute_at import ComputeAt, ComputeRoot
+from .decompose_reduction import DecomposeReduction
 from .fuse import Fuse
 from .inline import ComputeInline
+from .normalize import Normalize
+from .pad import Pad
+from .partition import Partition
 from .reorder import Reorder
+from .reverse_compute_at import ReverseComputeAt
+from .reverse_compute_inline import ReverseComputeInline
 from .rfactor import Rfactor
 from .split import Split
 from .step import Step
+from .storage import DoubleBuffer, EnvThreads, Prefetch, SetStorePredicate, StorageAlign
+from .tensorize import Tensorize
+from .transform_layout import TransformLayout
 
 STEPS: Mapping[str, type[Step]] = {
     step.NAME: step
     for step in (
-        Bind, CacheRead, CacheWrite, ComputeAt, ComputeInline, ComputeRoot, Fuse, Parallel, Pragma,
-        Reorder, Rfactor, SetScope, Split, Unroll, Vectorize,
+        Bind, CacheRead, CacheWrite, ComputeAt, ComputeInline, ComputeRoot, DecomposeReduction,
+        DoubleBuffer, EnvThreads, Fuse, Normalize, Pad, Parallel, Partition, Pragma, Prefetch,
+        Reorder, ReverseComputeAt, ReverseComputeInline, Rfactor, SetScope, SetStorePredicate,
+        Split, StorageAlign, Tensorize, TransformLayout, Unroll, Vectorize,
     )
 }  # fmt: skip

@@ -1,0 +1,152 @@
+"""storage_align, double_buffer, set_store_predicate, env_threads, prefetch: hints for the target.
+
+They are checked here and recorded; code for GPUs follows them, and results never depend on them.
+
+>>> from tinycomp import te
+>>> from tinycomp.tir.schedule import create_schedule
+>>> A = te.placeholder((8, 16), name="A")
+>>> B = te.compute((8, 16), lambda i, j: A[i, j] + 1.0, name="B")
+>>> s = create_schedule(B, [A])
+>>> AS = s.cache_read(A, "shared", [B])
+>>> s[AS].compute_at(s[B], "i")
+>>> print(s.func.body)
+for i in range(8):
+    for i0 in range(1):
+        for i1 in range(16):
+            with block("A.shared"): i0 = i + i0, i1 = i1
+                A.shared[i0, i1] = A[i0, i1]
+    for j in range(16):
+        with block("B"): i = i, j = j
+            B[i, j] = A.shared[i, j] + 1f32
+>>> s[AS].double_buffer()
+>>> s[B].prefetch(A, "j", 2)
+>>> print(s.func.body)
+for i in range(8):
+    for i0 in range(1):
+        for i1 in range(16):
+            with block("A.shared"): i0 = i + i0, i1 = i1  # double_buffer=True
+                A.shared[i0, i1] = A[i0, i1]
+    for j in range(16):  # prefetch=('A', 2)
+        with block("B"): i = i, j = j
+            B[i, j] = A.shared[i, j] + 1f32
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ...diagnostics import ScheduleError
+from ...ir.expr import variables
+from ..nodes import PrimFunc
+from ..tree import block_of, replace_stmt
+from .affine import Tokens, from_tokens, infix
+from .annotate import annotate_loop, require_thread_name
+from .common import kinds_in, result_buffers
+from .step import Step
+
+if TYPE_CHECKING:
+    from ..schedule import Schedule
+
+
+@dataclass(frozen=True)
+class StorageAlign(Step):
+    NAME = "storage_align"
+    axis: str
+    factor: int
+    offset: int
+
+    def apply(self, schedule: Schedule) -> None:
+        """The stride of the dimension of `axis` shall be `offset` modulo `factor` elements."""
+        _require_intermediate(schedule.func, self.stage)
+        if type(self.factor) is not int or self.factor < 1 or not 0 <= self.offset < self.factor:
+            raise ScheduleError(
+                f"factor {self.factor} and offset {self.offset} do not say a stride",
+                hint="give a factor of at least 1 and an offset below it",
+            )
+        schedule.loop(self.stage, self.axis)
+        value = (self.axis, self.factor, self.offset)
+        schedule.func = annotate_block(schedule.func, self.stage, self.NAME, value)
+
+
+@dataclass(frozen=True)
+class DoubleBuffer(Step):
+    NAME = "double_buffer"
+
+    def apply(self, schedule: Schedule) -> None:
+        """Two copies of the stage's buffer take turns: one is filled while one is read."""
+        _require_intermediate(schedule.func, self.stage)
+        schedule.func = annotate_block(schedule.func, self.stage, self.NAME, True)
+
+
+@dataclass(frozen=True)
+class SetStorePredicate(Step):
+    """`predicate` is a condition on the stage's axes, in postfix order."""
+
+    NAME = "set_store_predicate"
+    predicate: Tokens
+
+    def apply(self, schedule: Schedule) -> None:
+        """Only threads for which the condition holds store, of those that compute the same."""
+        block = block_of(schedule.func, self.stage)
+        loops = {l.var.name: l.var for l in schedule.loops(self.stage)}
+        condition = from_tokens(self.predicate, loops)
+        bound = [v.name for v in variables(condition) if kinds_in(block, v)]
+        if bound:
+            raise ScheduleError(
+                f"axis {bound[0]!r} decides which elements {self.stage!r} computes; where "
+                f"{condition} fails they would be missing",
+                hint="use axes that only repeat the computation, such as a thread axis around it",
+            )
+        text = infix(self.predicate)
+        schedule.func = annotate_block(schedule.func, self.stage, self.NAME, text)
+
+
+@dataclass(frozen=True)
+class EnvThreads(Step):
+    NAME = "env_threads"
+    threads: tuple[str, ...]
+
+    def apply(self, schedule: Schedule) -> None:
+        """The threads to launch around a stage of several loops (a scan)."""
+        for thread in self.threads:
+            require_thread_name(thread)
+        schedule.func = annotate_block(schedule.func, self.stage, self.NAME, self.threads)
+
+
+@dataclass(frozen=True)
+class Prefetch(Step):
+    """`tensor` is the name of a buffer."""
+
+    NAME = "prefetch"
+    tensor: str
+    axis: str
+    offset: int = 1
+
+    def apply(self, schedule: Schedule) -> None:
+        """Fetch what vector loads of the buffer will need `offset` iterations later."""
+        loop = schedule.loop(self.stage, self.axis)
+        schedule.buffer(self.tensor)
+        if type(self.offset) is not int or self.offset < 1:
+            raise ScheduleError(
+                f"the offset must be an integer of at least 1, got {self.offset!r}",
+                hint="the number of iterations to fetch ahead",
+            )
+        value = (self.tensor, self.offset)
+        schedule.func = annotate_loop(schedule.func, loop.var, self.NAME, value)
+
+
+def annotate_block(func: PrimFunc, block_name: str, key: str, value: Any) -> PrimFunc:
+    """Attach a hint to a stage."""
+    block = block_of(func, block_name)
+    annotations = {**block.annotations, key: value}
+    return replace_stmt(func, block, replace(block, annotations=annotations))
+
+
+def _require_intermediate(func: PrimFunc, block_name: str) -> None:
+    block = block_of(func, block_name)
+    if any(b in func.params for b in result_buffers(block)):
+        raise ScheduleError(
+            f"stage {block_name!r} is an output of {func.name!r}: its memory is the caller's",
+            hint=f's.cache_write("{block_name}", "local") makes an intermediate stage',
+        )
