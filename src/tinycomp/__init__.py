@@ -34,7 +34,9 @@ _EXPORTS = {
     "Target": "tinycomp.target",
     "TinycompError": "tinycomp.diagnostics",
 }
-_SUBMODULES = ("codegen", "frontend", "ops", "relay", "runtime", "te", "testing", "tir", "visualize")
+_SUBMODULES = (
+    "codegen", "frontend", "ops", "relay", "runtime", "te", "testing", "tir", "visualize",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

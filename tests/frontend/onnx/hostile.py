@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -123,7 +124,7 @@ def _nested(depth: int) -> onnx.ModelProto:
 def chain(length: int) -> onnx.ModelProto:
     """x + x + x ... by `length` Add nodes in a row."""
     names = ["x", *(f"t{i}" for i in range(1, length)), "y"]
-    nodes = [helper.make_node("Add", [a, "x"], [b]) for a, b in zip(names, names[1:], strict=False)]
+    nodes = [helper.make_node("Add", [a, "x"], [b]) for a, b in itertools.pairwise(names)]
     return proto(nodes)
 
 
