@@ -91,10 +91,7 @@ def cycles_of(op: ComputeOp, target: Target) -> float:
     if it moves data (caches) or evaluates elementary functions."""
     points = math.prod(as_int(a.extent) for a in (*op.axis, *op.reduce_axis))
     if op.tag in ("matmul_packed", "conv2d_nhwc"):
-        # Two fused multiply-adds per cycle, less what a tile loses; a tile of few rows waits for
-        # its weights instead.
-        rows = math.prod(op.attrs["tile"][:-1])
-        per_vector = 0.6 if rows >= 4 else 1.4
+        per_vector = 0.6  # two fused multiply-adds per cycle, less what a tile loses
     else:
         calls = {n for n in postorder(op.body) if isinstance(n, Call) and n.name not in _CHEAP}
         per_vector = 3 + _COSTLY_CYCLES * len(calls)
