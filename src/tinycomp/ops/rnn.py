@@ -26,7 +26,7 @@ class _Cell:
     node: OnnxNode
     emit: Emit
     hidden: int
-    recurrence: Atom  # [H, gates * H]
+    recurrence: Sequence[Atom]  # [H, gates * H]; or in two parts, [H, 2 * H] and [H, H] of a GRU
     recurrent_bias: Atom | None  # [gates * H]; only where it cannot be joined to the input's
     peepholes: Sequence[Atom]  # LSTM: input, output, forget, each [H]
     activations: Sequence[tuple[str, tuple[float, ...]]]
@@ -42,8 +42,8 @@ class _Cell:
         """Columns `index * H` to `(index + 1) * H` of a matrix."""
         return _columns(self.emit, x, index * self.hidden, (index + 1) * self.hidden)
 
-    def product(self, h: Atom) -> Atom:
-        return self.emit("nn.matmul", h, self.recurrence)
+    def product(self, h: Atom, part: int = 0) -> Atom:
+        return self.emit("nn.matmul", h, self.recurrence[part])
 
 
 Step = Callable[[_Cell, Atom, list[Atom]], list[Atom]]  # (cell, x row, state) -> state
@@ -91,7 +91,7 @@ def _lstm_step(cell: _Cell, x: Atom, state: list[Atom]) -> list[Atom]:
 
 def _gru_step(cell: _Cell, x: Atom, state: list[Atom]) -> list[Atom]:
     """Gates update z, reset r, hidden h; h = (1 - z) * new + z * h"""
-    emit, hidden, (h,) = cell.emit, cell.hidden, state
+    emit, (h,) = cell.emit, state
     if cell.node.attr("linear_before_reset", 0):
         recurrent = cell.product(h)
         if cell.recurrent_bias is not None:
@@ -100,11 +100,10 @@ def _gru_step(cell: _Cell, x: Atom, state: list[Atom]) -> list[Atom]:
         z, r = cell.activate(0, pre_z), cell.activate(0, pre_r)
         candidate = emit("multiply", r, cell.gate(recurrent, 2))
     else:
-        both = emit("nn.matmul", h, _columns(emit, cell.recurrence, 0, 2 * hidden))
+        both = cell.product(h)
         pre_z, pre_r = (emit("add", cell.gate(x, k), cell.gate(both, k)) for k in range(2))
         z, r = cell.activate(0, pre_z), cell.activate(0, pre_r)
-        weight = _columns(emit, cell.recurrence, 2 * hidden, 3 * hidden)
-        candidate = emit("nn.matmul", emit("multiply", r, h), weight)
+        candidate = cell.product(emit("multiply", r, h), 1)
     new = cell.activate(1, emit("add", cell.gate(x, 2), candidate))
     difference = emit("subtract", h, new)
     return [emit("add", new, emit("multiply", z, difference))]
@@ -170,7 +169,10 @@ def _check(node: OnnxNode, steps: int) -> None:
 def _cell(node: OnnxNode, kind: _Kind, direction: int, hidden: int) -> tuple[_Cell, Atom | None]:
     """The cell of one direction, and the bias to add to the inputs' product."""
     emit, width = Emit(node), kind.gates * hidden
-    recurrence = emit("transpose", _index(emit, node.input(2), 0, direction), axes=(1, 0))
+    recurrence = [emit("transpose", _index(emit, node.input(2), 0, direction), axes=(1, 0))]
+    if node.op_type == "GRU" and not node.attr("linear_before_reset", 0):
+        (whole,), cut = recurrence, 2 * hidden
+        recurrence = [_columns(emit, whole, 0, cut), _columns(emit, whole, cut, width)]
     bias, recurrent_bias = None, None
     if node.has(3):
         both = emit("reshape", _index(emit, node.input(3), 0, direction), newshape=(2, width))
