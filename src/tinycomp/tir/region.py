@@ -103,9 +103,9 @@ def region(
     for d, bounds in enumerate(result):
         low, high = bounds or whole[d]
         extent = analyzer.simplify(high - low + 1)
-        if not isinstance(extent, IntImm):
-            low, extent = const(0), shape[d]
-        elif not isinstance(low, IntImm) and analyzer.proves(shape[d] < extent):
+        if not isinstance(extent, IntImm) or (
+            not isinstance(low, IntImm) and analyzer.proves(shape[d] < extent)
+        ):
             low, extent = const(0), shape[d]
         out.append((low, extent))
     return out

@@ -37,6 +37,16 @@ def statements(root: Stmt) -> Iterator[Stmt]:
         stack.extend(reversed(child_statements(stmt)))
 
 
+def statements_outside(root: Stmt, places: Sequence[Stmt]) -> Iterator[Stmt]:
+    """All statements but `places` and what is inside them (which other places may share)."""
+    stack = [root]
+    while stack:
+        stmt = stack.pop()
+        if not any(stmt is p for p in places):
+            yield stmt
+            stack.extend(reversed(child_statements(stmt)))
+
+
 def path_to(root: Stmt, wanted: Callable[[Stmt], bool]) -> list[Stmt] | None:
     """The statements from `root` down to the first one that is wanted, both included."""
     path: list[Stmt] = []

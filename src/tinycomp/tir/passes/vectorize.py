@@ -212,6 +212,8 @@ class _Lanes:
                 if isinstance(node, Call) and node.name == "if_then_else":
                     return self._if_then_else(*parts)
                 parts = [_broadcast(p, self.lanes) for p in parts]
+            if isinstance(node, Broadcast) and parts[0].lanes > 1:
+                return parts[0]  # a load of one element is one of each lane now
             return refold(node, parts)
 
         return fold(value, step)

@@ -50,6 +50,7 @@ from .common import (
     result_buffers,
     root_of,
     unique,
+    written_extents,
 )
 from .compute_at import exchange_buffers
 from .step import Step
@@ -193,7 +194,12 @@ def cache_read(
             f"{buffer.name!r} is computed inside the loops of its readers",
             hint="call cache_read before compute_at",
         )
-    cached = replace(buffer, name=fresh_buffer_name(func, f"{buffer.name}.{scope}"), scope=scope)
+    writers = [w for w in blocks_in(func.body) if buffer in result_buffers(w)]
+    for writer in writers:
+        require_plain_store(writer)
+    shape = written_extents(func, buffer) or buffer.shape
+    name = fresh_buffer_name(func, f"{buffer.name}.{scope}")
+    cached = replace(buffer, name=name, shape=shape, scope=scope)
     for block in blocks:
         func = replace_stmt(func, block, map_buffers(block, {buffer: cached}))
     axes = [f"i{d}" for d in range(len(buffer.shape))]

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from ...diagnostics import ScheduleError
-from ...ir.expr import Binary, BinaryOp, Expr, Var, call, variables
-from ...ir.node import rewrite
+from ...ir.expr import Binary, BinaryOp, Expr, Load, Var, call, variables
+from ...ir.node import postorder, rewrite
 from ...te.tensor import IterKind
-from ..nodes import Block, Buffer, For, PrimFunc, Seq, Stmt, Store
+from ..nodes import Alloc, Block, Buffer, For, PrimFunc, Seq, Stmt, Store
 from ..tree import (
     block_of,
     blocks_in,
@@ -18,6 +18,8 @@ from ..tree import (
     path_to,
     read_buffers,
     statements,
+    statements_outside,
+    stores_in,
     written_buffers,
 )
 
@@ -176,11 +178,11 @@ def accessed_outside(func: PrimFunc, stmt: Stmt, buffer: Buffer) -> bool:
     """Whether a buffer is a parameter, or used outside of a statement."""
     if buffer in func.params:
         return True
-    inside = set(statements(stmt))
-    for other in statements(func.body):
-        if other in inside or not isinstance(other, Store | Block):
-            continue
-        if buffer in written_buffers(other) or buffer in read_buffers(other):
+    for other in statements_outside(func.body, [stmt]):
+        if isinstance(other, Store) and other.buffer is buffer:
+            return True
+        own = [c for c in other.children() if not isinstance(c, Stmt)]
+        if any(isinstance(n, Load) and n.source is buffer for n in postorder(own)):
             return True
     return False
 
@@ -224,25 +226,44 @@ def only_writer(func: PrimFunc, block_name: str) -> Block:
     return block
 
 
-def require_plain_store(block: Block) -> None:
-    """ScheduleError unless every store of the block is at its spatial axes, in order."""
+def stores_at_axes(block: Block) -> bool:
+    """Whether every store of the block is at its axes (without reduced ones), in order."""
     axes = tuple(v.var for v in block.iter_vars if v.kind is not IterKind.REDUCE)
-    for stmt in statements(block.body):
-        if isinstance(stmt, Store) and stmt.buffer in written_buffers(block):
-            local = len(stmt.indices) != len(axes) or any(
-                i is not a for i, a in zip(stmt.indices, axes, strict=True)
-            )
-            if local and not _is_scratch(block, stmt.buffer):
-                raise ScheduleError(
-                    f"stage {block.name!r} does not store at its own axes: its layout was "
-                    "transformed, or it was tensorized",
-                    hint="do this before transform_layout or tensorize",
-                )
+    return all(
+        s.buffer not in result_buffers(block)
+        or (len(s.indices) == len(axes) and all(i is a for i, a in zip(s.indices, axes)))  # noqa: B905
+        for s in stores_in(block.body)
+    )
+
+
+def require_plain_store(block: Block) -> None:
+    """ScheduleError unless every store of the block is at its axes, in order."""
+    if not stores_at_axes(block):
+        raise ScheduleError(
+            f"stage {block.name!r} does not store at its own axes: its layout was transformed, or "
+            "it was tensorized",
+            hint="do this before transform_layout or tensorize",
+        )
+
+
+def written_extents(func: PrimFunc, buffer: Buffer) -> tuple[Expr, ...] | None:
+    """How much of a buffer, from its start, is written; None where that is not known.
+
+    That may be less than its shape, which grows with tiles that reach past the end.
+    """
+    writers = [b for b in blocks_in(func.body) if buffer in result_buffers(b)]
+    if not writers or buffer in func.params:
+        return buffer.shape
+    found = {
+        tuple(v.min + v.extent for v in w.iter_vars if v.kind is not IterKind.REDUCE)
+        for w in writers
+    }
+    if len(found) != 1 or not all(stores_at_axes(w) for w in writers):
+        return None
+    return found.pop()
 
 
 def _is_scratch(block: Block, buffer: Buffer) -> bool:
-    from ..nodes import Alloc
-
     return any(isinstance(s, Alloc) and s.buffer is buffer for s in statements(block.body))
 
 

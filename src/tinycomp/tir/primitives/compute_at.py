@@ -60,7 +60,7 @@ from ..tree import (
     path_to,
     read_buffers,
     replace_stmt,
-    statements,
+    statements_outside,
 )
 from .common import (
     loops_in,
@@ -71,6 +71,7 @@ from .common import (
     result_buffers,
     root_of,
     unique,
+    written_extents,
 )
 from .step import Step
 
@@ -120,7 +121,7 @@ def compute_at(func: PrimFunc, block_name: str, axis: Var) -> PrimFunc:
         analyzer.bind(loop.var, loop.min, loop.extent)
     regions = regions_read(target.body, outputs, analyzer)
     names = {l.var.name for l in above}
-    moved, shape = rebuild_nest(block, _by_axis(block, regions), analyzer, names)
+    moved, shape = rebuild_nest(func, block, _by_axis(block, regions), analyzer, names)
     stmts = target.body.stmts if isinstance(target.body, Seq) else (target.body,)
     position = next(i for i, s in enumerate(stmts) if any(b in read_buffers(s) for b in outputs))
     body = Seq((*stmts[:position], moved, *stmts[position:]))
@@ -140,6 +141,7 @@ def regions_read(
 
 
 def rebuild_nest(
+    func: PrimFunc,
     block: Block,
     ranges: Sequence[tuple[Expr, Expr] | None],
     analyzer: Analyzer,
@@ -177,7 +179,7 @@ def rebuild_nest(
         needed: Expr = top
         if not analyzer.proves(inside):
             highest = analyzer.bounds(value)[1] if may_exceed else None
-            if highest is not None and _harmless(block, iter_var.var, value, analyzer):
+            if highest is not None and _harmless(func, block, iter_var.var, value, analyzer):
                 needed = const(highest + 1)
             elif isinstance(start, IntImm):
                 extent = analyzer.simplify(top - start)
@@ -200,10 +202,11 @@ def _by_axis(block: Block, regions: Sequence[tuple[Expr, Expr]]) -> list[tuple[E
     return [None if v.kind is IterKind.REDUCE else next(rest) for v in block.iter_vars]
 
 
-def _harmless(block: Block, axis: Var, value: Expr, analyzer: Analyzer) -> bool:
-    """Whether running past the end of an axis reads only inside buffers: then the block may
-    compute values nobody uses. True for operands that were padded to the tile."""
+def _harmless(func: PrimFunc, block: Block, axis: Var, value: Expr, analyzer: Analyzer) -> bool:
+    """Whether running past the end of an axis reads only what exists: then the block may compute
+    values nobody uses. True for operands that were padded to the tile."""
     own = result_buffers(block)
+    shapes = {b: written_extents(func, b) for b in read_buffers(block) if b not in own}
     if any(isinstance(n, Call) and n.name == "checked_index" for n in postorder(block)):
         return False  # it would report an index that nobody uses
     for load in loads_in(block):
@@ -211,10 +214,14 @@ def _harmless(block: Block, axis: Var, value: Expr, analyzer: Analyzer) -> bool:
             return False
         if load.source in own:
             continue
-        for index, extent in zip(load.indices, load.source.shape, strict=True):
+        shape = shapes[load.source]
+        for d, index in enumerate(load.indices):
             moved = substitute(index, {axis: value})
             if moved is index:
                 continue
+            if shape is None:
+                return False
+            extent = shape[d]
             if not (analyzer.proves(moved < extent) and analyzer.proves(moved >= 0)):
                 return False
     return True
@@ -266,11 +273,13 @@ def compute_root(func: PrimFunc, block_name: str) -> PrimFunc:
         )
     require_plain_store(block)
     require_inputs_at(func, block, None)
-    moved, _ = rebuild_nest(block, [None] * len(block.iter_vars), Analyzer(), set())
+    moved, shape = rebuild_nest(func, block, [None] * len(block.iter_vars), Analyzer(), set())
     position = 0 if root is func.body else _index(func.body, root)
     body = replace_stmt(func, nest, None).body
     stmts = body.stmts if root is not func.body and isinstance(body, Seq) else (body,)
-    return replace(func, body=Seq((*stmts[:position], moved, *stmts[position:])))
+    func = replace(func, body=Seq((*stmts[:position], moved, *stmts[position:])))
+    # No tile reaches past the end any more.
+    return exchange_buffers(func, {b: replace(b, shape=tuple(shape)) for b in outputs})
 
 
 def _index(sequence: Stmt, wanted: Stmt) -> int:
@@ -311,10 +320,7 @@ def _check(func: PrimFunc, block: Block, target: For, outputs: Sequence[Buffer])
 
 def reader_outside(func: PrimFunc, places: Sequence[Stmt], buffers: Sequence[Buffer]) -> str | None:
     """What reads the buffers outside of some statements, for an error; None if nothing does."""
-    inside = {s for place in places for s in statements(place)}
-    for stmt in statements(func.body):
-        if stmt in inside:
-            continue
+    for stmt in statements_outside(func.body, places):
         own = [c for c in stmt.children() if not isinstance(c, Stmt)]
         if any(isinstance(n, Load) and n.source in buffers for n in postorder(own)):
             path = path_to(func.body, lambda s, stmt=stmt: s is stmt) or []

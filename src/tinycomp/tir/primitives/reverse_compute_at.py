@@ -97,7 +97,7 @@ def reverse_compute_at(func: PrimFunc, block_name: str, axis: Var) -> PrimFunc:
     _require_serial(block, parts, above)
     ranges = [parts.get(v.var) for v in block.iter_vars]
     names = {l.var.name for l in above}
-    moved, _ = rebuild_nest(block, ranges, analyzer, names, may_exceed=False)
+    moved, _ = rebuild_nest(func, block, ranges, analyzer, names, may_exceed=False)
     func = replace_stmt(func, own_nest(func, block), None)
     target = loop_of(func, axis)
     stmts = target.body.stmts if isinstance(target.body, Seq) else (target.body,)

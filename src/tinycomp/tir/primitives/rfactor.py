@@ -36,7 +36,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ...diagnostics import ScheduleError
-from ...ir.expr import Binary, Call, Expr, Load, Var, all_of, substitute
+from ...ir.expr import Binary, Call, Expr, Load, Var, all_of, const, substitute
 from ...ir.node import Node, rewrite
 from ...te.tensor import IterKind, IterVar
 from ..nodes import Block, Buffer, For, ForKind, If, PrimFunc, Seq, Stmt, Store
@@ -124,9 +124,9 @@ def _partial_nest(block: Block, loops: list[For], factored: For, partial: Buffer
         if iter_var.kind is not IterKind.REDUCE:
             iter_vars.append(iter_var)
             bindings.append(binding)
-    iter_vars.append(IterVar(own, factored.min, factored.extent))  # in the order of its indices
-    bindings.append(factored.var)
-    values: dict[Var, Expr] = {factored.var: own}
+    iter_vars.append(IterVar(own, const(0), factored.extent))  # in the order of its indices
+    bindings.append(factored.var - factored.min)
+    values: dict[Var, Expr] = {factored.var: own + factored.min}
     for loop in _reduce_loops(block, loops):
         if loop is not factored:
             copy = Var(loop.var.name)
@@ -199,7 +199,7 @@ def _final_nest(block: Block, loops: list[For], factored: For, partial: Buffer) 
     outer = [replace(l, var=Var(l.var.name), kind=ForKind.SERIAL, thread="") for l in kept]
     renamed: dict[Var, Expr] = {l.var: n.var for l, n in zip(kept, outer, strict=True)}
     last = Var(unique(f"{factored.var.name}.final", {l.var.name for l in loops}))
-    axis = IterVar(own, factored.min, factored.extent, IterKind.REDUCE)
+    axis = IterVar(own, const(0), factored.extent, IterKind.REDUCE)
     new = Load(partial, (*update.indices, own), None)
     _, guards = split_guards(block.predicate, [l.var for l in reduced])
     stmt: Stmt = Block(
@@ -212,7 +212,7 @@ def _final_nest(block: Block, loops: list[For], factored: For, partial: Buffer) 
         block.annotations,
         block.span,
     )
-    stmt = For(last, factored.min, factored.extent, stmt)
+    stmt = For(last, const(0), factored.extent, stmt)
     for loop in reversed(outer):
         stmt = replace(loop, body=stmt)
     return stmt
