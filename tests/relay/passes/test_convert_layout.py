@@ -88,7 +88,7 @@ def test_concatenation_slices_and_channel_softmax():
     x = b.param("x", (1, 4, 6, 6))
     y = b.call("concatenate", conv(b, x, 4), conv(b, x, 2), x, axis=1)
     y = b.call("strided_slice", y, begin=(0, 1, 0, 0), end=(1, 9, 6, 5), strides=(1, 2, 1, 1))
-    y = b.call("nn.softmax", y, axis=1)
+    y = b.call("nn.lrn", b.call("nn.softmax", y, axis=1), size=3)
     y = b.call("where", b.call("greater", y, b.const(0.5)), y, b.const(0.0))
     y = b.call("cast", y, dtype=DType.FLOAT32)
     check(b.finish(conv(b, y, 3, bias=False)), transposes=2)

@@ -96,6 +96,7 @@ SAME_LAYOUT: dict[str, Callable[[Attrs, Layout], Attrs]] = {
     "cumsum": _axis,
     "nn.softmax": _axis,
     "nn.log_softmax": _axis,
+    "nn.lrn": _axis,
     "strided_slice": _slice,
     "nn.pad": _permuted("pad_width"),
     "tile": _permuted("reps"),
