@@ -238,8 +238,9 @@ class _Lanes:
                 body = yield self.stmt(stmt.body, mask)
                 return rebuild_stmt(stmt, [low, extent, body])
             case Alloc():
-                shape = (*stmt.buffer.shape, const(self.lanes))
-                self.widened[stmt.buffer] = replace(stmt.buffer, shape=shape)
+                if stmt.buffer not in self.widened:  # copies of a loop may share their buffers
+                    shape = (*stmt.buffer.shape, const(self.lanes))
+                    self.widened[stmt.buffer] = replace(stmt.buffer, shape=shape)
                 body = yield self.stmt(stmt.body, mask)
                 return Alloc(self.widened[stmt.buffer], body)
             case Evaluate() if mask is None and not uses(stmt.value, [self.var]):

@@ -146,9 +146,11 @@ def rebuild_nest(
     ranges: Sequence[tuple[Expr, Expr] | None],
     analyzer: Analyzer,
     taken: set[str],
+    guard: Expr = TRUE,
     may_exceed: bool = True,
 ) -> tuple[Stmt, list[Expr]]:
-    """Fresh loops around a block, one per axis, over the part (start, extent) or, for None, all.
+    """Fresh loops around a block, one per axis, over the part (start, extent) or, for None, all;
+    under a further `guard`.
 
     A part may reach past the end of the axis. Where computing there is harmless it is done (if
     `may_exceed`), which keeps register tiles whole; else the block is guarded.
@@ -159,7 +161,7 @@ def rebuild_nest(
     bindings: list[Expr] = []
     loops: list[tuple[Var, Expr, Expr]] = []
     shape: list[Expr] = []
-    predicate: Expr = TRUE
+    predicate = guard
     names = set(taken)
     for iter_var, part in zip(block.iter_vars, ranges, strict=True):
         var = Var(unique(iter_var.name, names))

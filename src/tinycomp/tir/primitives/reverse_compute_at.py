@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ...diagnostics import ScheduleError
-from ...ir.expr import Binary, BinaryOp, Expr, IntImm, Var, variables
+from ...ir.expr import Binary, BinaryOp, Call, Expr, IntImm, Var, all_of, variables
 from ...te.simplify import Analyzer
 from ...te.tensor import IterKind
 from ..nodes import Block, Buffer, For, ForKind, PrimFunc, Seq
@@ -47,6 +47,7 @@ from .common import (
     require_plain_store,
     result_buffers,
     root_of,
+    split_guards,
 )
 from .compute_at import rebuild_nest
 from .step import Step
@@ -97,7 +98,9 @@ def reverse_compute_at(func: PrimFunc, block_name: str, axis: Var) -> PrimFunc:
     _require_serial(block, parts, above)
     ranges = [parts.get(v.var) for v in block.iter_vars]
     names = {l.var.name for l in above}
-    moved, _ = rebuild_nest(func, block, ranges, analyzer, names, may_exceed=False)
+    guards = [g for p in producers.values() for g in _outer_guards(p, above, analyzer)]
+    guard = all_of(dict.fromkeys(guards))
+    moved, _ = rebuild_nest(func, block, ranges, analyzer, names, guard, may_exceed=False)
     func = replace_stmt(func, own_nest(func, block), None)
     target = loop_of(func, axis)
     stmts = target.body.stmts if isinstance(target.body, Seq) else (target.body,)
@@ -212,6 +215,29 @@ def _followed(
             )
         parts[axis.var] = (analyzer.simplify(start - shift), extent)
     return parts
+
+
+def _outer_guards(producer: Block, above: Sequence[For], analyzer: Analyzer) -> list[Expr]:
+    """The guards of a producer that concern whole iterations of the loops above.
+
+    A guard that also concerns loops inside must be the end of an axis, where the consumer ends too.
+    """
+    known = {l.var for l in above}
+    ends = {
+        analyzer.simplify(b < v.min + v.extent)
+        for v, b in zip(producer.iter_vars, producer.bindings, strict=True)
+    }
+    outer: list[Expr] = []
+    for guard in split_guards(producer.predicate, ())[1]:
+        plain = guard.args[0] if isinstance(guard, Call) and guard.name == "likely" else guard
+        if all(v in known for v in variables(plain)):
+            outer.append(guard)
+        elif analyzer.simplify(plain) not in ends:
+            raise ScheduleError(
+                f"{producer.name!r} is computed only where {plain}, which depends on loops inside",
+                hint="split by factors that divide, or move the stage elsewhere",
+            )
+    return outer
 
 
 def _shifted(index: Expr) -> tuple[Var | None, int]:
