@@ -60,7 +60,9 @@ def vectorize(func: PrimFunc, target: Target) -> PrimFunc:
             children.append(child)
         result = rebuild_stmt(stmt, children)
         if isinstance(result, For) and "reduce_lanes" in result.annotations:
-            return _reduce_lanes(result, target)
+            reduced = _reduce_lanes(result, target)
+            if reduced is not result:
+                return reduced
         if isinstance(result, For) and result.kind is ForKind.VECTORIZED:
             return _vector_loop(result, target)
         return result

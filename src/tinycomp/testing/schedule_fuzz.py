@@ -1,0 +1,307 @@
+"""Random schedules: a seed gives a computation, its sizes, and a sequence of schedule primitives.
+
+Every primitive is called through the public API with random arguments. A ScheduleError means that
+it was refused, which must leave the schedule as it was; anything else that is raised is a bug.
+
+>>> case = draw_case(3)
+>>> case == draw_case(3)
+True
+>>> drawn = random_schedule(case)
+>>> drawn.schedule.steps == random_schedule(case).schedule.steps
+True
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..diagnostics import InternalError, ScheduleError
+from ..tir.primitives.step import Step
+from ..tir.schedule import Schedule, Stage, create_schedule
+from .computations import COMPUTATIONS, Computation
+
+_SIZES = (2, 3, 4, 5, 7, 8, 11, 13, 16, 17, 23, 32, 37)  # primes and powers of two
+_CHOICES: Mapping[str, Sequence[int]] = {  # of parameters that are no sizes
+    "kernel": (1, 2, 3, 3, 4), "stride": (1, 1, 2, 3), "dilation": (1, 1, 2), "padding": (0, 1, 2),
+}  # fmt: skip
+_MOST_POINTS = 2500  # of the product of all sizes
+_MOST_STEPS = 12
+_FACTORS = (1, 2, 3, 4, 5, 7, 8, 16)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a seed stands for, but for the schedule."""
+
+    seed: int
+    computation: str
+    sizes: Mapping[str, int]
+    vector_bits: int
+
+    def make(self) -> Computation:
+        """The tensors."""
+        return COMPUTATIONS[self.computation](**self.sizes)
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{name}={size}" for name, size in self.sizes.items())
+        return f"seed {self.seed}: {self.computation}({sizes}), {self.vector_bits}-bit vectors"
+
+
+@dataclass
+class Drawn:
+    """A scheduled computation, and how often each primitive was accepted and refused."""
+
+    computation: Computation
+    schedule: Schedule
+    accepted: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+
+
+def draw_case(seed: int) -> Case:
+    """The computation and sizes of a seed: mostly primes, at times 1, seldom 0."""
+    rng = random.Random(seed)
+    name = rng.choice(list(COMPUTATIONS))
+    names = list(inspect.signature(COMPUTATIONS[name]).parameters)
+    sizes: dict[str, int] = {}
+    free = [n for n in names if n not in _CHOICES]
+    limit = max(2, int(_MOST_POINTS ** (1 / max(2, len(free)))))
+    for parameter in names:
+        allowed = _CHOICES.get(parameter) or [s for s in _SIZES if s <= limit]
+        size = rng.choice(allowed)
+        if parameter in free:
+            odd = rng.random()
+            size = 0 if odd < 0.02 else 1 if odd < 0.08 else size
+        sizes[parameter] = size
+    return Case(seed, name, sizes, rng.choice((128, 256, 512)))
+
+
+def random_schedule(case: Case) -> Drawn:
+    """The schedule of a seed.
+
+    Raises:
+        Exception: whatever a primitive raises besides ScheduleError, which is a bug.
+    """
+    computation = case.make()
+    drawn = Drawn(computation, create_schedule(computation.outputs, computation.inputs))
+    draw = _Draw(random.Random(case.seed ^ 0x5EED), drawn.schedule, computation)
+    for _ in range(draw.rng.randint(1, _MOST_STEPS)):
+        name = draw.rng.choices(list(PRIMITIVES), weights=list(PRIMITIVES.values()))[0]
+        before = drawn.schedule.func, drawn.schedule.steps
+        try:
+            getattr(draw, name)()
+        except ScheduleError as error:
+            drawn.refused[name] += 1
+            if not error.hint:
+                raise InternalError(f"a refusal without a hint: {error}") from error
+            if name != "tile" and (drawn.schedule.func, drawn.schedule.steps) != before:
+                raise InternalError(f"a refused {name} changed the schedule") from error
+        else:
+            drawn.accepted[name] += 1
+    return drawn
+
+
+def replay(case: Case, steps: Sequence[Step]) -> Drawn:
+    """The schedule of a case from given steps; those that are refused are left out."""
+    computation = case.make()
+    drawn = Drawn(computation, create_schedule(computation.outputs, computation.inputs))
+    for step in steps:
+        try:
+            drawn.schedule.do(step)
+        except ScheduleError:
+            drawn.refused[step.NAME] += 1
+    return drawn
+
+
+def smallest(
+    steps: Sequence[Step], fails: Callable[[Sequence[Step]], bool], tries: int = 60
+) -> list[Step]:
+    """The steps without those that a failure does not need.
+
+    >>> from tinycomp.tir.primitives.annotate import Unroll
+    >>> steps = [Unroll("B", axis) for axis in "abcdef"]
+    >>> [step.axis for step in smallest(steps, lambda s: steps[1] in s and steps[4] in s)]
+    ['b', 'e']
+    """
+    kept = list(steps)
+    size = max(1, len(kept) // 2)
+    while tries > 0:
+        for start in range(0, len(kept), size):
+            fewer = kept[:start] + kept[start + size :]
+            tries -= 1
+            if len(fewer) < len(kept) and fails(fewer):
+                kept = fewer
+                break
+        else:
+            if size == 1:
+                break
+            size = max(1, size // 2)
+    return kept
+
+
+class _Draw:
+    """One method per primitive: calls it with random arguments, legal ones more often."""
+
+    def __init__(self, rng: random.Random, schedule: Schedule, computation: Computation) -> None:
+        self.rng, self.schedule, self.computation = rng, schedule, computation
+
+    def stage(self) -> Stage:
+        """A stage that is still in the loops."""
+        if not self.schedule.stages:
+            raise ScheduleError("there is no stage", hint="nothing is computed")
+        return self.schedule[self.rng.choice(self.schedule.stages)]
+
+    def axis(self, stage: Stage, place: float = 0.5) -> str:
+        """A loop of the stage: the outermost (`place` 0) or innermost (1) more often."""
+        names = stage.axis_names
+        if not names or self.rng.random() < 0.01:
+            return "nowhere"
+        spread = self.rng.gauss(place * (len(names) - 1), len(names) / 4)
+        return names[min(len(names) - 1, max(0, round(spread)))]
+
+    def factor(self) -> int:
+        return self.rng.choice((0, -3)) if self.rng.random() < 0.01 else self.rng.choice(_FACTORS)
+
+    def scope(self) -> str:
+        return self.rng.choice(("local", "local", "global", "shared"))
+
+    def split(self) -> None:
+        stage = self.stage()
+        axis, form = self.axis(stage), self.rng.choice(("factor", "factor", "nparts", "factors"))
+        if form == "factors":
+            count = self.rng.randint(2, 3)
+            sizes: list[int | None] = [self.factor() for _ in range(count)]
+            sizes[self.rng.randrange(count)] = None
+            stage.split(axis, factors=sizes)
+        else:
+            stage.split(axis, **{form: self.factor()})
+
+    def tile(self) -> None:
+        stage = self.stage()
+        stage.tile(self.axis(stage, 0.3), self.axis(stage, 0.7), self.factor(), self.factor())
+
+    def fuse(self) -> None:
+        stage = self.stage()
+        names = stage.axis_names
+        first = self.rng.randrange(max(1, len(names) - 1))
+        stage.fuse(*names[first : first + self.rng.choice((2, 2, 2, 3))])
+
+    def reorder(self) -> None:
+        stage = self.stage()
+        names = stage.axis_names
+        stage.reorder(*self.rng.sample(names, self.rng.randint(min(2, len(names)), len(names))))
+
+    def vectorize(self) -> None:
+        stage = self.stage()
+        stage.vectorize(self.axis(stage, 0.9))
+
+    def unroll(self) -> None:
+        stage = self.stage()
+        stage.unroll(self.axis(stage, 0.8))
+
+    def parallel(self) -> None:
+        stage = self.stage()
+        stage.parallel(self.axis(stage, 0.1))
+
+    def bind(self) -> None:
+        stage = self.stage()
+        stage.bind(self.axis(stage), "vthread")
+
+    def pragma(self) -> None:
+        stage = self.stage()
+        key = self.rng.choice(("reduce_lanes", "auto_unroll_max_step"))
+        stage.pragma(self.axis(stage, 0.9), key)
+
+    def compute_at(self) -> None:
+        stage, consumer = self.stage(), self.stage()
+        stage.compute_at(consumer, self.axis(consumer, 0.3))
+
+    def reverse_compute_at(self) -> None:
+        stage, producer = self.stage(), self.stage()
+        stage.reverse_compute_at(producer, self.axis(producer, 0.3))
+
+    def compute_inline(self) -> None:
+        self.stage().compute_inline()
+
+    def reverse_compute_inline(self) -> None:
+        self.stage().reverse_compute_inline()
+
+    def compute_root(self) -> None:
+        self.stage().compute_root()
+
+    def cache_read(self) -> None:
+        reader = self.stage()
+        buffers = [b.name for b in (*self.schedule.func.params, *self.schedule.func.allocs)]
+        readers = [reader] if self.rng.random() < 0.8 else [reader, self.stage()]
+        name = self.rng.choice(buffers)
+        self.schedule.cache_read(name, self.scope(), [r.block_name for r in readers])
+
+    def cache_write(self) -> None:
+        self.schedule.cache_write(self.stage().tensor, self.scope())
+
+    def rfactor(self) -> None:
+        stage = self.stage()
+        self.schedule.rfactor(stage.tensor, self.axis(stage, 0.8))
+
+    def set_scope(self) -> None:
+        self.stage().set_scope(self.scope())
+
+    def decompose_reduction(self) -> None:
+        stage = self.stage()
+        stage.decompose_reduction(self.axis(stage))
+
+    def pad(self) -> None:
+        stage = self.stage()
+        stage.pad(self.axis(stage), self.factor())
+
+    def partition(self) -> None:
+        stage = self.stage()
+        stage.partition(self.axis(stage), self.rng.randint(0, 9))
+
+    def transform_layout(self) -> None:
+        stage = self.stage()
+        rank, width = len(stage.block.iter_vars), self.rng.choice((1, 2, 4, 5))
+        order = self.rng.sample(range(rank), rank)
+
+        def layout(*axes: Any) -> list[Any]:
+            if len(axes) != rank:
+                order[:] = self.rng.sample(range(len(axes)), len(axes))
+            moved = [axes[i] for i in order]
+            if not moved or self.rng.random() < 0.4:
+                return moved
+            return [*moved[:-1], moved[-1] // width, moved[-1] % width]
+
+        stage.transform_layout(layout)
+
+    def storage_align(self) -> None:
+        stage = self.stage()
+        stage.storage_align(self.axis(stage), self.rng.choice((4, 8, 16)), self.rng.choice((0, 1)))
+
+    def double_buffer(self) -> None:
+        self.stage().double_buffer()
+
+    def prefetch(self) -> None:
+        stage = self.stage()
+        tensor = self.rng.choice(self.computation.inputs)
+        stage.prefetch(tensor, self.axis(stage, 0.8), self.rng.choice((1, 2, 8)))
+
+
+PRIMITIVES: Mapping[str, float] = {  # how often each is drawn
+    "split": 5, "tile": 2, "fuse": 3, "reorder": 4, "vectorize": 4, "unroll": 2, "parallel": 3,
+    "compute_at": 6, "compute_inline": 2, "compute_root": 0.7, "cache_read": 3, "cache_write": 3,
+    "rfactor": 2, "set_scope": 1, "pragma": 1, "bind": 1, "reverse_compute_at": 2,
+    "reverse_compute_inline": 1.5, "decompose_reduction": 1.5, "pad": 1, "partition": 1.5,
+    "transform_layout": 2, "storage_align": 0.5, "double_buffer": 0.5, "prefetch": 0.5,
+}  # fmt: skip
+PRIMITIVES = {n: w for n, w in PRIMITIVES.items() if hasattr(Stage, n) or hasattr(Schedule, n)}
+PRIMITIVES.pop('bind', None)
+
+
+def work(case: Case) -> int:
+    """The product of the sizes."""
+    return math.prod(case.sizes.values())
