@@ -119,9 +119,7 @@ def space_to_depth(h: int, w: int, c: int) -> Computation:
         [a],
         te.compute(
             (h, w, c * 4),
-            lambda y, x, i: b[
-                y * 2 + i // (2 * channels), x * 2 + i // channels % 2, i % channels
-            ],
+            lambda y, x, i: b[y * 2 + i // (2 * channels), x * 2 + i // channels % 2, i % channels],
             name="C",
         ),
     )
@@ -147,9 +145,7 @@ def strided_slice(n: int, m: int) -> Computation:
 
 def concatenate(n: int, m: int, p: int) -> Computation:
     a, b = _input("A", n, p), _input("B", m, p)
-    c = te.compute(
-        (n + m, p), lambda i, j: te.if_then_else(i < n, a[i, j], b[i - n, j]), name="C"
-    )
+    c = te.compute((n + m, p), lambda i, j: te.if_then_else(i < n, a[i, j], b[i - n, j]), name="C")
     return _make([a, b], te.compute((n + m, p), lambda i, j: c[i, j] * 2.0, name="D"))
 
 
@@ -279,9 +275,7 @@ def layer_norm(n: int, m: int) -> Computation:
     centred = te.compute((n, m), lambda i, j: a[i, j] - total[i] / float(max(1, m)), name="centred")
     square = te.compute((n,), lambda i: te.sum(centred[i, r] * centred[i, r], axis=r), name="sq")
     scale = te.compute((n,), lambda i: te.rsqrt(square[i] / float(max(1, m)) + 1e-2), name="scale")
-    out = te.compute(
-        (n, m), lambda i, j: centred[i, j] * scale[i] * gamma[j] + beta[j], name="L"
-    )
+    out = te.compute((n, m), lambda i, j: centred[i, j] * scale[i] * gamma[j] + beta[j], name="L")
     return _make([a, gamma, beta], out, exact=False)
 
 
@@ -308,7 +302,9 @@ def matmul_packed(n: int, m: int, p: int) -> Computation:
         lambda j, q, t: te.if_then_else(j * 4 + t < m, b[q, j * 4 + t], 0.0),
         name="packed",
     )
-    c = te.compute((n, m), lambda i, j: te.sum(a[i, k] * packed[j // 4, k, j % 4], axis=k), name="C")
+    c = te.compute(
+        (n, m), lambda i, j: te.sum(a[i, k] * packed[j // 4, k, j % 4], axis=k), name="C"
+    )
     return _make([a, b], c)
 
 
@@ -358,10 +354,7 @@ def _padded(a: Tensor, pads: tuple[int, ...], value: float = 0.0) -> Tensor:
 
     def element(*index: Any) -> Any:
         inside = [
-            c
-            for i, n, p in zip(index, sizes, pads, strict=True)
-            if p
-            for c in (i >= p, i < n + p)
+            c for i, n, p in zip(index, sizes, pads, strict=True) if p for c in (i >= p, i < n + p)
         ]
         read = a(*(i - p for i, p in zip(index, pads, strict=True)))
         return te.if_then_else(te.all(*inside), read, value) if inside else read
@@ -488,7 +481,9 @@ def stencil_chain(n: int) -> Computation:
 def blur(h: int, w: int) -> Computation:
     a = _input("A", h + 2, w + 2)
     b = te.compute((h + 2, w), lambda y, x: a[y, x] + a[y, x + 1] + a[y, x + 2], name="B")
-    return _make([a], te.compute((h, w), lambda y, x: b[y, x] + b[y + 1, x] + b[y + 2, x], name="C"))
+    return _make(
+        [a], te.compute((h, w), lambda y, x: b[y, x] + b[y + 1, x] + b[y + 2, x], name="C")
+    )
 
 
 # -- recurrences, indices from data, several outputs, other dtypes -------------------------------
@@ -506,7 +501,9 @@ def recurrent(n: int, m: int) -> Computation:
     x, w, state = _input("X", n + 1, m), _input("W", m, m), _input("state", n + 1, m)
     k = _k(m)
     init = te.compute((1, m), lambda t, i: x[0, i], name="init")
-    mixed = te.compute((n + 1, m), lambda t, i: te.sum(state[t - 1, k] * w[k, i], axis=k), name="mixed")
+    mixed = te.compute(
+        (n + 1, m), lambda t, i: te.sum(state[t - 1, k] * w[k, i], axis=k), name="mixed"
+    )
     update = te.compute(
         (n + 1, m),
         lambda t, i: te.maximum(te.minimum(mixed[t, i] + x[t, i], 3.0), -3.0),
@@ -574,7 +571,9 @@ def int64_indices(n: int, m: int) -> Computation:
 def compare_and_select(n: int, m: int) -> Computation:
     a, b = _input("A", n, m, dtype="float64"), _input("B", n, m, dtype="float64")
     c = te.compute((n, m), lambda i, j: a[i, j] < b[i, j], name="C")
-    return _make([a, b], te.compute((n, m), lambda i, j: te.select(c[i, j], a[i, j], b[i, j] * 2.0)))
+    return _make(
+        [a, b], te.compute((n, m), lambda i, j: te.select(c[i, j], a[i, j], b[i, j] * 2.0))
+    )
 
 
 def half_precision(n: int, m: int) -> Computation:

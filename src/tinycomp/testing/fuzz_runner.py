@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import random
 import selectors
 import subprocess
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,7 +30,7 @@ from ..te.interpreter import evaluate
 from ..tir.lower import lower
 from ..tir.primitives.step import Step
 from ..tir.schedule import Schedule
-from .guarded import CANARY, GuardedMemory
+from .guarded import GuardedMemory
 from .schedule_fuzz import Case, Drawn, draw_case, random_schedule, replay, smallest
 
 BATCH = 25  # cases that are compiled together
@@ -100,7 +99,7 @@ class _Runner:
         for case, steps in cases:
             try:
                 prepared.append(_prepare(case, steps))
-            except Exception:  # noqa: BLE001  whatever it is, it is a bug to report
+            except Exception:  # whatever it is, it is a bug to report
                 yield _failed(case, "raised", traceback.format_exc(limit=-6))
         if not prepared:
             return
@@ -121,9 +120,7 @@ class _Runner:
         computation = p.drawn.computation
         rng = np.random.default_rng(p.case.seed)
         inputs = computation.arrays(rng)
-        expected = evaluate(
-            computation.outputs, dict(zip(computation.inputs, inputs, strict=True))
-        )
+        expected = evaluate(computation.outputs, dict(zip(computation.inputs, inputs, strict=True)))
         order = p.drawn.schedule.func.params
         names = {b.name: a for b, a in zip(order, [*inputs, *expected], strict=True)}
         for threads in (1, 2):
@@ -235,7 +232,7 @@ class _Worker:
             pipe = subprocess.PIPE
             self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1)
         process = self._process
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
         request = {"seeds": list(seeds), "opt": opt, "steps": steps}
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(request), file=process.stdin, flush=True)
@@ -261,18 +258,25 @@ def _line(process: subprocess.Popen[str]) -> str | None:
     return process.stdout.readline()  # type: ignore[union-attr]
 
 
-def fuzz(seeds: Sequence[int], most_failures: int = 5, minimise: bool = True) -> Report:
-    """Run the cases of these seeds; stops after `most_failures`, each reduced to few steps."""
+def fuzz(
+    seeds: Sequence[int],
+    most_failures: int = 5,
+    progress: Callable[[Report], object] = lambda report: None,
+) -> Report:
+    """Run the cases of these seeds; stops after `most_failures`, each reduced to few steps.
+
+    `progress` is called after each batch with what is known so far.
+    """
     report = Report()
     run = _Worker()
     try:
         for start in range(0, len(seeds), BATCH):
             _batch(run, seeds[start : start + BATCH], report)
+            progress(report)
             if len(report.failures) >= most_failures:
                 break
-        if minimise:
-            for failure in report.failures:
-                _minimise(run, failure)
+        for failure in report.failures:
+            _minimise(run, failure)
     finally:
         run.close()
     return report
@@ -316,7 +320,7 @@ def _minimise(run: _Worker, failure: Failure) -> None:
     case = failure.case
     try:
         drawn = random_schedule(case)
-    except Exception as error:  # noqa: BLE001  a primitive raised: the trace ends before it
+    except Exception as error:  # a primitive raised: the trace ends before it
         failure.trace = f"{type(error).__name__} while drawing"
         return
 
@@ -329,12 +333,3 @@ def _minimise(run: _Worker, failure: Failure) -> None:
         failure.trace = f"{drawn.schedule.trace()}\n(does not fail alone)"
         return
     failure.trace = replay(case, smallest(drawn.schedule.steps, fails)).schedule.trace()
-
-
-def shuffled(count: int, seed: int = 0) -> list[int]:
-    """Seeds that no other run of another `seed` shares."""
-    rng = random.Random(seed)
-    return rng.sample(range(seed << 40, (seed + 1) << 40), count)
-
-
-__all__ = ["CANARY", "Failure", "Report", "fuzz", "worker"]

@@ -14,7 +14,6 @@ True
 from __future__ import annotations
 
 import inspect
-import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +21,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..diagnostics import InternalError, ScheduleError
+from ..te.tensor import IterKind
+from ..tir.nodes import Block
+from ..tir.primitives.common import kinds_in
 from ..tir.primitives.step import Step
 from ..tir.schedule import Schedule, Stage, create_schedule
+from ..tir.tree import blocks_in, read_buffers, written_buffers
 from .computations import COMPUTATIONS, Computation
 
 _SIZES = (2, 3, 4, 5, 7, 8, 11, 13, 16, 17, 23, 32, 37)  # primes and powers of two
@@ -89,7 +92,7 @@ def random_schedule(case: Case) -> Drawn:
     """
     computation = case.make()
     drawn = Drawn(computation, create_schedule(computation.outputs, computation.inputs))
-    draw = _Draw(random.Random(case.seed ^ 0x5EED), drawn.schedule, computation)
+    draw = _Draw(random.Random(case.seed ^ 0x5EED), drawn.schedule)
     for _ in range(draw.rng.randint(1, _MOST_STEPS)):
         name = draw.rng.choices(list(PRIMITIVES), weights=list(PRIMITIVES.values()))[0]
         before = drawn.schedule.func, drawn.schedule.steps
@@ -147,14 +150,32 @@ def smallest(
 class _Draw:
     """One method per primitive: calls it with random arguments, legal ones more often."""
 
-    def __init__(self, rng: random.Random, schedule: Schedule, computation: Computation) -> None:
-        self.rng, self.schedule, self.computation = rng, schedule, computation
+    def __init__(self, rng: random.Random, schedule: Schedule) -> None:
+        self.rng, self.schedule = rng, schedule
 
-    def stage(self) -> Stage:
-        """A stage that is still in the loops."""
-        if not self.schedule.stages:
+    def stage(self, wanted: Callable[[Block], bool] = lambda block: True) -> Stage:
+        """A stage that is still in the loops, mostly one with a wanted property."""
+        blocks = blocks_in(self.schedule.func.body)
+        likely = [b for b in blocks if wanted(b)]
+        if not blocks:
             raise ScheduleError("there is no stage", hint="nothing is computed")
-        return self.schedule[self.rng.choice(self.schedule.stages)]
+        chosen = self.rng.choice(likely if likely and self.rng.random() < 0.8 else blocks)
+        return self.schedule[chosen.name]
+
+    def reader(self, stage: Stage) -> Stage:
+        """Mostly a stage that reads what this one computes."""
+        mine = written_buffers(stage.block)
+        return self.stage(
+            lambda b: any(r in mine for r in read_buffers(b)) and b.name != stage.block_name
+        )
+
+    def intermediate(self) -> Stage:
+        """Mostly a stage that computes no output."""
+        params = self.schedule.func.params
+        return self.stage(lambda b: not any(w in params for w in written_buffers(b)))
+
+    def reduction(self) -> Stage:
+        return self.stage(lambda b: b.init is not None)
 
     def axis(self, stage: Stage, place: float = 0.5) -> str:
         """A loop of the stage: the outermost (`place` 0) or innermost (1) more often."""
@@ -178,8 +199,10 @@ class _Draw:
             sizes: list[int | None] = [self.factor() for _ in range(count)]
             sizes[self.rng.randrange(count)] = None
             stage.split(axis, factors=sizes)
+        elif form == "factor":
+            stage.split(axis, factor=self.factor())
         else:
-            stage.split(axis, **{form: self.factor()})
+            stage.split(axis, nparts=self.factor())
 
     def tile(self) -> None:
         stage = self.stage()
@@ -210,7 +233,7 @@ class _Draw:
 
     def bind(self) -> None:
         stage = self.stage()
-        stage.bind(self.axis(stage), "vthread")
+        stage.bind(self.axis(stage), self.rng.choice(("vthread", "threadIdx.x", "blockIdx.x")))
 
     def pragma(self) -> None:
         stage = self.stage()
@@ -218,25 +241,28 @@ class _Draw:
         stage.pragma(self.axis(stage, 0.9), key)
 
     def compute_at(self) -> None:
-        stage, consumer = self.stage(), self.stage()
+        stage = self.intermediate()
+        consumer = self.reader(stage)
         stage.compute_at(consumer, self.axis(consumer, 0.3))
 
     def reverse_compute_at(self) -> None:
-        stage, producer = self.stage(), self.stage()
-        stage.reverse_compute_at(producer, self.axis(producer, 0.3))
+        producer = self.intermediate()
+        self.reader(producer).reverse_compute_at(producer, self.axis(producer, 0.3))
 
     def compute_inline(self) -> None:
-        self.stage().compute_inline()
+        self.intermediate().compute_inline()
 
     def reverse_compute_inline(self) -> None:
-        self.stage().reverse_compute_inline()
+        self.reader(self.intermediate()).reverse_compute_inline()
 
     def compute_root(self) -> None:
         self.stage().compute_root()
 
     def cache_read(self) -> None:
         reader = self.stage()
-        buffers = [b.name for b in (*self.schedule.func.params, *self.schedule.func.allocs)]
+        func = self.schedule.func
+        read = read_buffers(reader.block) if self.rng.random() < 0.9 else []
+        buffers = [b.name for b in read or (*func.params, *func.allocs)]
         readers = [reader] if self.rng.random() < 0.8 else [reader, self.stage()]
         name = self.rng.choice(buffers)
         self.schedule.cache_read(name, self.scope(), [r.block_name for r in readers])
@@ -245,18 +271,22 @@ class _Draw:
         self.schedule.cache_write(self.stage().tensor, self.scope())
 
     def rfactor(self) -> None:
-        stage = self.stage()
-        self.schedule.rfactor(stage.tensor, self.axis(stage, 0.8))
+        stage = self.reduction()
+        block = stage.block
+        reduced = [a.name for a in stage.axes if IterKind.REDUCE in kinds_in(block, a)]
+        usual = reduced and self.rng.random() < 0.9
+        axis = self.rng.choice(reduced) if usual else self.axis(stage)
+        self.schedule.rfactor(stage.tensor, axis)
 
     def set_scope(self) -> None:
-        self.stage().set_scope(self.scope())
+        self.intermediate().set_scope(self.scope())
 
     def decompose_reduction(self) -> None:
-        stage = self.stage()
+        stage = self.reduction()
         stage.decompose_reduction(self.axis(stage))
 
     def pad(self) -> None:
-        stage = self.stage()
+        stage = self.intermediate()
         stage.pad(self.axis(stage), self.factor())
 
     def partition(self) -> None:
@@ -264,7 +294,7 @@ class _Draw:
         stage.partition(self.axis(stage), self.rng.randint(0, 9))
 
     def transform_layout(self) -> None:
-        stage = self.stage()
+        stage = self.intermediate()
         rank, width = len(stage.block.iter_vars), self.rng.choice((1, 2, 4, 5))
         order = self.rng.sample(range(rank), rank)
 
@@ -279,15 +309,15 @@ class _Draw:
         stage.transform_layout(layout)
 
     def storage_align(self) -> None:
-        stage = self.stage()
+        stage = self.intermediate()
         stage.storage_align(self.axis(stage), self.rng.choice((4, 8, 16)), self.rng.choice((0, 1)))
 
     def double_buffer(self) -> None:
-        self.stage().double_buffer()
+        self.intermediate().double_buffer()
 
     def prefetch(self) -> None:
         stage = self.stage()
-        tensor = self.rng.choice(self.computation.inputs)
+        tensor = self.rng.choice(self.schedule.func.params).name
         stage.prefetch(tensor, self.axis(stage, 0.8), self.rng.choice((1, 2, 8)))
 
 
@@ -298,10 +328,3 @@ PRIMITIVES: Mapping[str, float] = {  # how often each is drawn
     "reverse_compute_inline": 1.5, "decompose_reduction": 1.5, "pad": 1, "partition": 1.5,
     "transform_layout": 2, "storage_align": 0.5, "double_buffer": 0.5, "prefetch": 0.5,
 }  # fmt: skip
-PRIMITIVES = {n: w for n, w in PRIMITIVES.items() if hasattr(Stage, n) or hasattr(Schedule, n)}
-PRIMITIVES.pop('bind', None)
-
-
-def work(case: Case) -> int:
-    """The product of the sizes."""
-    return math.prod(case.sizes.values())

@@ -13,7 +13,8 @@ from ...ir.expr import Call, Expr, IntImm, Load, Ramp, Var, const, substitute, v
 from ...ir.node import postorder, rewrite
 from ...te.simplify import Analyzer
 from ..nodes import Evaluate, For, ForKind, PrimFunc, Seq, Stmt
-from ..tree import child_statements
+from ..tree import child_statements, statements
+from .visit import uses
 
 _MOST_REUSES = 16  # a panel read more often than that costs little to wait for once
 
@@ -82,13 +83,17 @@ def _fetches(stream: _Stream) -> tuple[Evaluate, ...]:
 
 
 def _loads(loop: For, name: str) -> list[Load]:
-    """The loop's vector loads from a buffer, as loads of their first elements."""
+    """The loop's vector loads from a buffer, as loads of their first elements; not those whose
+    place depends on loops inside, which is not known where the prefetch stands."""
     found: dict[Load, None] = {}
+    inner = [s.var for s in statements(loop.body) if isinstance(s, For)]
     for node in postorder(loop.body):
         if not isinstance(node, Load) or node.source.name != name or node.lanes == 1:
             continue
         first = tuple(i.base if isinstance(i, Ramp) else i for i in node.indices)
-        if any(loop.var in variables(i) for i in first) and all(i.lanes == 1 for i in first):
+        if uses(first, inner) or not uses(first, [loop.var]):
+            continue
+        if all(i.lanes == 1 for i in first):
             found[Load(node.source, first, None)] = None
     return list(found)
 

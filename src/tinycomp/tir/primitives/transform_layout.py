@@ -73,8 +73,8 @@ class TransformLayout(Step):
             default=-1,
         )
         names = ", ".join([*(f"i{d}" for d in range(count)), "*_"])
-        places = ", ".join(infix(t) for t in self.index_map)
-        return f's["{self.stage}"].transform_layout(lambda {names}: ({places},))'
+        places = "".join(f"{infix(t)}, " for t in self.index_map)
+        return f's["{self.stage}"].transform_layout(lambda {names}: ({places.rstrip()}))'
 
 
 def _is_axis(token: str | int) -> bool:

@@ -1,0 +1,80 @@
+"""Schedules that random search found going wrong, each with the fewest steps that showed it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tinycomp.codegen.llvm import emit_kernel
+from tinycomp.target import Target
+from tinycomp.te.interpreter import evaluate
+from tinycomp.testing.computations import COMPUTATIONS
+from tinycomp.tir.interpreter import run
+from tinycomp.tir.lower import lower
+from tinycomp.tir.schedule import Schedule, create_schedule
+from tinycomp.tir.verify import verify
+
+CASES = []
+
+
+def case(computation, *sizes, bits=128):
+    """Checks the schedule that the function makes of a computation."""
+
+    def register(apply):
+        parameters = (apply, computation, sizes, bits)
+        CASES.append(pytest.param(*parameters, id=f"{computation}-{apply.__name__}"))
+        return apply
+
+    return register
+
+
+@case("pad_constant", 7, 3)
+def hint_about_lanes_on_a_vectorized_loop(s):
+    s["C"].vectorize("j")
+    s["C"].pragma("j", "reduce_lanes")
+
+
+@case("upsample", 8, 11, bits=256)
+def prefetch_of_what_a_loop_inside_reads(s):
+    s["B"].split("y", factors=[7, None, 16])
+    s["B"].prefetch("A", "y.2")
+    s["B"].split("y.1", factors=[None, 8])
+    s["B"].vectorize("y.1.1")
+
+
+@case("argmax", 5, 3)
+def vectors_of_two_versions_of_one_body_with_scratch(s):
+    s["best.v0"].vectorize("i")
+    s["best.v0"].split("k", factor=2)
+
+
+@case("gather", 7, 1, 7, bits=512)
+def region_that_starts_where_a_cached_index_says(s):
+    s.cache_read("index", "local", ["C"])
+    s["B"].compute_at("C", "j")
+    s["index.local"].compute_at("C", "j")
+
+
+@case("scalar", 11, bits=256)
+def layout_without_dimensions(s):
+    s["B"].transform_layout(lambda: ())
+
+
+@pytest.mark.parametrize(("apply", "computation", "sizes", "bits"), CASES)
+def test_schedule_computes_what_the_expressions_say(apply, computation, sizes, bits):
+    made = COMPUTATIONS[computation](*sizes)
+    schedule = create_schedule(made.outputs, made.inputs)
+    apply(schedule)
+    again = create_schedule(made.outputs, made.inputs)
+    again.replay(Schedule.from_json(schedule.to_json()))
+    compile(schedule.trace(), "trace", "exec")
+    target = replace(Target.host(), vector_bits=bits)
+    arrays = made.arrays(np.random.default_rng(0))
+    expected = evaluate(made.outputs, dict(zip(made.inputs, arrays, strict=True)))
+    for func in (lower(schedule.func, target), lower(again.func, target)):
+        verify(func, lowered=True)
+        assert emit_kernel(func, target).llvm_text
+        results = [np.full(e.shape, 77, e.dtype) for e in expected]
+        run(func, [*arrays, *results])
+        for result, value in zip(results, expected, strict=True):
+            np.testing.assert_allclose(result, value, rtol=1e-5, atol=1e-5)
