@@ -13,7 +13,7 @@ import struct
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeGuard, runtime_checkable
 
 from ..dtype import DType
 from .node import Node, dataclass, fold, postorder
@@ -46,7 +46,10 @@ class BinaryOp(StrEnum):
 
     @property
     def is_comparison(self) -> bool:
-        return self in (BinaryOp.EQ, BinaryOp.NE, BinaryOp.LT, BinaryOp.LE)
+        return self in COMPARISONS
+
+
+COMPARISONS = frozenset({BinaryOp.EQ, BinaryOp.NE, BinaryOp.LT, BinaryOp.LE})
 
 
 @runtime_checkable
@@ -67,8 +70,11 @@ class Interned(type):
     _pool: ClassVar[weakref.WeakValueDictionary[Any, Any]] = weakref.WeakValueDictionary()
 
     def __call__(cls, *args: Any) -> Any:
-        # -0.0 == 0.0 and nan != nan, so floats are keyed by their bits.
-        key = (cls, *(struct.pack("d", a) if type(a) is float else a for a in args))
+        # -0.0 == 0.0 and nan != nan, so a float (of FloatImm: the first field) is keyed by its bits
+        if type(args[0]) is float:
+            key = (cls, struct.pack("d", args[0]), *args[1:])
+        else:
+            key = (cls, *args)
         found = Interned._pool.get(key)
         if found is None:
             found = super().__call__(*args)
@@ -244,7 +250,7 @@ class Binary(Expr, metaclass=Interned):
     b: Expr
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_dtype", DType.BOOL if self.op.is_comparison else self.a.dtype)
+        object.__setattr__(self, "_dtype", DType.BOOL if self.op in COMPARISONS else self.a.dtype)
         object.__setattr__(self, "_lanes", self.a.lanes)
 
     @property
@@ -419,7 +425,8 @@ def const(value: float | int | bool, dtype: str | DType = DType.INT64) -> Expr:
     >>> const(2.5, "float32"), const(3)
     (2.5f32, 3)
     """
-    dtype = DType(dtype)
+    if type(dtype) is not DType:
+        dtype = DType(dtype)
     if dtype.is_float:
         return FloatImm(float(value), dtype)
     return IntImm(int(value), dtype)
@@ -436,7 +443,7 @@ def as_expr(value: ExprLike, dtype: DType | None = None) -> Expr:
     """
     if isinstance(value, Expr):
         return value
-    if isinstance(value, StandsForExpr):
+    if _stands_for_expr(value):
         return value.__expr__()
     if dtype is None:
         dtype = (
@@ -444,7 +451,15 @@ def as_expr(value: ExprLike, dtype: DType | None = None) -> Expr:
             if isinstance(value, bool)
             else (DType.FLOAT32 if isinstance(value, float) else DType.INT64)
         )
-    return const(value, dtype)
+    return const(value, dtype)  # type: ignore[arg-type]
+
+
+def _stands_for_expr(value: ExprLike) -> TypeGuard[StandsForExpr]:
+    """isinstance(value, StandsForExpr) without the cost of a protocol for plain numbers."""
+    return type(value) not in _NUMBERS and isinstance(value, StandsForExpr)
+
+
+_NUMBERS = (int, float, bool)
 
 
 def binary(op: BinaryOp, a: ExprLike, b: ExprLike) -> Expr:
@@ -455,8 +470,6 @@ def binary(op: BinaryOp, a: ExprLike, b: ExprLike) -> Expr:
     Raises:
         TypeError: the operands are of different dtypes; cast one of them.
     """
-    from .fold import fold_binary  # folding builds expressions
-
     x, y = _unify(a, b)
     if x.lanes != y.lanes:
         x = x if x.lanes > 1 else Broadcast(x, y.lanes)
@@ -465,14 +478,12 @@ def binary(op: BinaryOp, a: ExprLike, b: ExprLike) -> Expr:
         raise TypeError(
             f"operands of {op} have dtypes {x.dtype} and {y.dtype}; cast one of them: {x} and {y}"
         )
-    return fold_binary(op, x, y)
+    return _folding.fold_binary(op, x, y)
 
 
 def cast(value: ExprLike, dtype: str | DType) -> Expr:
     """`value` converted to `dtype`; constants are converted at once."""
-    from .fold import fold_cast
-
-    return fold_cast(as_expr(value), DType(dtype))
+    return _folding.fold_cast(as_expr(value), DType(dtype))
 
 
 def call(name: str, *args: ExprLike) -> Expr:
@@ -503,9 +514,9 @@ def if_then_else(condition: ExprLike, a: ExprLike, b: ExprLike) -> Expr:
 
 def _unify(a: ExprLike, b: ExprLike) -> tuple[Expr, Expr]:
     """Both as expressions; a Python number takes the dtype of the other."""
-    if isinstance(a, Expr | StandsForExpr):
+    if isinstance(a, Expr) or _stands_for_expr(a):
         x = as_expr(a)
-        return x, as_expr(b, x.dtype)
+        return x, (b if isinstance(b, Expr) else as_expr(b, x.dtype))
     y = as_expr(b)
     return as_expr(a, y.dtype), y
 
@@ -525,10 +536,9 @@ def substitute(expr: Expr, values: Mapping[Var, Expr]) -> Expr:
 
 def rebuild(expr: Expr, handler: Callable[[Expr], Expr]) -> Expr:
     """Like `rewrite`, but parents of changed nodes are built anew through the folding builders."""
-    from .fold import refold
 
     def step(node: Any, children: list[Any]) -> Any:
-        return handler(refold(node, children))
+        return handler(_folding.refold(node, children))
 
     return fold(expr, step)
 
@@ -560,3 +570,6 @@ def product(values: Sequence[ExprLike]) -> Expr:
     for value in values:
         result = result * as_expr(value)
     return result
+
+
+from . import fold as _folding  # noqa: E402 - folding builds expressions, and building folds

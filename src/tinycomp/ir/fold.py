@@ -13,6 +13,7 @@ import numpy as np
 
 from ..dtype import DType
 from .expr import (
+    COMPARISONS,
     FALSE,
     TRUE,
     Binary,
@@ -55,8 +56,13 @@ _INT_RULES = {
 }
 
 
+_TWO_63 = 1 << 63
+
+
 def wrap(value: int, dtype: DType) -> int:
     """`value` reduced to the range of an integer dtype, as two's complement hardware does."""
+    if dtype is DType.INT64 and -_TWO_63 <= value < _TWO_63:
+        return value  # the usual case
     if dtype is DType.BOOL:
         return int(bool(value))
     value &= (1 << dtype.bits) - 1
@@ -69,7 +75,7 @@ def fold_binary(op: BinaryOp, a: Expr, b: Expr) -> Expr:
     """`a op b`, simplified where that needs nothing but the operands themselves."""
     if isinstance(a, IntImm) and isinstance(b, IntImm) and op in _INT_RULES:
         value = _INT_RULES[op](a.value, b.value)
-        dtype = DType.BOOL if op.is_comparison else a.dtype
+        dtype = DType.BOOL if op in COMPARISONS else a.dtype
         return const(wrap(int(value), dtype), dtype)
     if a.dtype.is_float:
         if isinstance(b, FloatImm) and b.value == 1.0 and op in (BinaryOp.MUL, BinaryOp.DIV):
@@ -176,7 +182,7 @@ def fold_cast(value: Expr, dtype: DType) -> Expr:
 
 def refold(node: Any, children: list[Any]) -> Any:
     """`node` with these children, built through the folding builders if a child changed."""
-    if all(a is b for a, b in zip(node.children(), children, strict=True)):
+    if node.children() == tuple(children):  # nodes compare by identity
         return node
     if isinstance(node, Binary):
         return binary(node.op, *children)

@@ -15,6 +15,8 @@ True
 
 from __future__ import annotations
 
+import inspect
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self, TypeVar
@@ -28,20 +30,38 @@ class Node:
     __slots__ = ("__weakref__",)
     CHILDREN: ClassVar[tuple[str, ...]] = ()
 
+    def __init_subclass__(cls) -> None:
+        """Classes whose children are plain fields, or that have none, get a faster `children`."""
+        super().__init_subclass__()
+        annotations = inspect.get_annotations(cls)
+        kinds = [str(annotations.get(name)) for name in cls.CHILDREN]
+        if not all(kind in ("Expr", "Stmt") for kind in kinds):
+            cls.children = Node.children  # type: ignore[method-assign]
+        elif not kinds:
+            cls.children = lambda self: ()  # type: ignore[method-assign]
+        elif len(kinds) == 1:
+            (name,) = cls.CHILDREN
+            cls.children = lambda self: (getattr(self, name),)  # type: ignore[method-assign]
+        else:
+            get = operator.attrgetter(*cls.CHILDREN)
+            cls.children = lambda self: get(self)  # type: ignore[method-assign]
+
     def children(self) -> tuple[Node, ...]:
         """Child nodes in declared order; absent (None) children are left out."""
-        out: list[Node] = []
+        out: tuple[Node, ...] = ()
         for name in self.CHILDREN:
             value = getattr(self, name)
-            if isinstance(value, tuple):
-                out.extend(value)
+            if type(value) is tuple:
+                out += value
             elif value is not None:
-                out.append(value)
-        return tuple(out)
+                out += (value,)
+        return out
 
     def with_children(self, new: Sequence[Any]) -> Self:
         """This node with other children, in the order of `children()`; itself if all are same."""
-        if all(a is b for a, b in zip(self.children(), new, strict=True)):
+        old = self.children()
+        assert len(old) == len(new)
+        if old == tuple(new):  # nodes compare by identity
             return self
         updates: dict[str, Any] = {}
         position = 0
@@ -83,8 +103,12 @@ def postorder(roots: Node | Iterable[Node]) -> list[Node]:
             order.append(node)
         elif node not in seen:
             seen.add(node)
-            stack.append((node, True))
-            stack.extend((child, False) for child in node.children()[::-1] if child not in seen)
+            children = node.children()
+            if children:
+                stack.append((node, True))
+                stack += [(child, False) for child in children[::-1] if child not in seen]
+            else:
+                order.append(node)
     return order
 
 
@@ -103,17 +127,19 @@ def preorder(root: Node) -> Iterable[Node]:
 def fold(root: Node, handler: Callable[[Any, list[R]], R], memo: dict[Node, R] | None = None) -> R:
     """Bottom-up evaluation: `handler(node, results of its children)`, each node once. Iterative."""
     results: dict[Node, R] = {} if memo is None else memo
-    stack: list[tuple[Node, bool]] = [(root, False)]
+    stack: list[tuple[Node, tuple[Node, ...] | None]] = [(root, None)]
     while stack:
-        node, ready = stack.pop()
+        node, children = stack.pop()
         if node in results:
             continue
-        children = node.children()
-        if ready or not children:
-            results[node] = handler(node, [results[c] for c in children])
-        else:
-            stack.append((node, True))
-            stack.extend((child, False) for child in children[::-1] if child not in results)
+        if children is None:
+            children = node.children()
+            missing = [c for c in children if c not in results]
+            if missing:
+                stack.append((node, children))
+                stack += [(child, None) for child in reversed(missing)]
+                continue
+        results[node] = handler(node, [results[c] for c in children])
     return results[root]
 
 

@@ -107,7 +107,7 @@ def reads_memory(expr: Expr) -> bool:
 
 def rebuild_stmt(stmt: Stmt, children: list[Any]) -> Stmt:
     """`stmt` with these children: decided Ifs are resolved, sequences merged, empty loops gone."""
-    if all(a is b for a, b in zip(stmt.children(), children, strict=True)):
+    if stmt.children() == tuple(children):  # nodes compare by identity
         return stmt
     if isinstance(stmt, If):
         return make_if(*children)
