@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tinycomp.codegen.llvm import emit_kernel
+from tinycomp.diagnostics import ScheduleError
 from tinycomp.target import Target
 from tinycomp.te.interpreter import evaluate
 from tinycomp.testing.computations import COMPUTATIONS
@@ -53,6 +54,25 @@ def region_that_starts_where_a_cached_index_says(s):
     s.cache_read("index", "local", ["C"])
     s["B"].compute_at("C", "j")
     s["index.local"].compute_at("C", "j")
+
+
+@case("gather", 1, 7, 7)
+def region_that_starts_where_an_index_past_the_guard_says(s):
+    s["C"].split("i", nparts=3)
+    s["B"].compute_at("C", "i.inner")
+
+
+@case("permute", 7, 0, 3)
+def partition_of_a_loop_around_an_empty_one(s):
+    s["B"].compute_at("C", "j")
+    s["C"].split("j", factor=5)
+    with pytest.raises(ScheduleError, match="no iterations"):
+        s["C"].partition("j.inner", 2)
+
+
+@case("space_to_depth", 3, 2, 0)
+def nothing_to_compute(s):
+    s["C"].parallel("y")
 
 
 @case("scalar", 11, bits=256)

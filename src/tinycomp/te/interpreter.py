@@ -34,6 +34,7 @@ from ..ir.expr import (
     Ramp,
     Select,
     Var,
+    const,
 )
 from ..ir.node import fold
 from .evaluate_expr import BINARY, INTRINSIC, cast
@@ -153,6 +154,12 @@ class _Machine:
         return max(1, _CHUNK // max(1, math.prod(extent[1:]))), extent[0]
 
     def _body(self, op: ComputeOp, env: dict[Var, Any], count: list[int]) -> list[np.ndarray]:
+        if 0 in count:  # nothing is read, also where an index does not depend on any axis
+            node = op.body[0]
+            zeros = [const(0, e.dtype) for e in op.body]
+            values = node.combiner.identity if isinstance(node, Reduce) else zeros
+            shape = count[: len(op.axis)]
+            return [np.broadcast_to(v, shape) for v in evaluate_expr(values, {}, {})]
         if op.reduce_axis:
             return self._reduce(op, env, count)
         values = evaluate_expr(op.body, env, self.values)

@@ -23,6 +23,7 @@ import numpy as np
 from ..codegen.jit import LoadedObject, load_object, pool_runtime
 from ..codegen.llvm import KernelIR, compile_kernels, emit_kernel
 from ..codegen.runtime_abi import PARALLEL_FOR, POOL_ENTER, RuntimeState
+from ..diagnostics import ExecutionError, TinycompError
 from ..runtime.arrays import address
 from ..runtime.compare import compare_arrays
 from ..target import Target
@@ -106,7 +107,10 @@ class _Runner:
         texts = [p.ir.llvm_text for p in prepared]
         code = load_object(compile_kernels(texts, Target.host(), opt), self.pool.imports)
         for p in prepared:
-            problem = self._check(p, code)
+            try:
+                problem = self._check(p, code)
+            except TinycompError as error:
+                problem = "raised", f"{type(error).__name__}: {error}"
             if problem:
                 yield _failed(p.case, *problem, p.drawn.schedule)
             else:
@@ -124,10 +128,7 @@ class _Runner:
         order = p.drawn.schedule.func.params
         names = {b.name: a for b, a in zip(order, [*inputs, *expected], strict=True)}
         for threads in (1, 2):
-            try:
-                got = self._call(p, code, inputs, threads, bool(rng.integers(2)))
-            except ValueError as error:
-                return "raised", str(error)
+            got = self._call(p, code, inputs, threads, bool(rng.integers(2)))
             for index, (name, want) in enumerate(names.items()):
                 tolerance = 0.0 if index < len(inputs) else _tolerance(computation.exact, want)
                 found = compare_arrays(name, got[index], want)
@@ -165,7 +166,7 @@ class _Runner:
             self.enter(ctypes.addressof(state))
         native(code.address(p.ir.name))(*arguments)
         if state.error:
-            raise ValueError("an index is out of range")
+            raise ExecutionError("an index is out of range")
         return [array.copy() for array in arrays]
 
 

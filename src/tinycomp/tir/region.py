@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ..ir.expr import Binary, BinaryOp, Call, Cast, Expr, IntImm, Select, Var, binary, const
+from ..ir.expr import Binary, BinaryOp, Call, Cast, Expr, IntImm, Load, Select, Var, binary, const
 from ..ir.node import fold
 from ..te.simplify import Analyzer
 
@@ -21,6 +21,8 @@ def interval(expr: Expr, inner: Mapping[Var, Interval], analyzer: Analyzer) -> I
     def step(node: Expr, parts: list[Interval | None]) -> Interval | None:
         if isinstance(node, Var):
             return inner.get(node, (node, node))
+        if isinstance(node, Load):
+            return None  # where the bound would be computed, it may not be allowed to read that
         if not parts:
             return (node, node)
         if any(p is None for p in parts):

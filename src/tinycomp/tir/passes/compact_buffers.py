@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -61,7 +61,7 @@ def compact_buffers(func: PrimFunc) -> PrimFunc:
         if buffer not in found:
             continue
         outside = _outside(buffer, found[buffer])
-        smaller, lows = _shrink(buffer, found[buffer], outside, func.allocs, analyzer)
+        smaller, lows = _shrink(buffer, found[buffer], outside, analyzer)
         moved[buffer] = smaller, lows
         places[outside[-1]].append(smaller)
     body = _apply(func.body, places, moved, analyzer)
@@ -99,11 +99,7 @@ def _outside(buffer: Buffer, uses_: _Uses) -> Path:
 
 
 def _shrink(
-    buffer: Buffer,
-    uses_: _Uses,
-    outside: Path,
-    moving: Collection[Buffer],
-    analyzer: Analyzer,
+    buffer: Buffer, uses_: _Uses, outside: Path, analyzer: Analyzer
 ) -> tuple[Buffer, list[Expr]]:
     """The buffer reduced to what is touched inside, and the first index of each dimension."""
     whole = buffer, [const(0)] * len(buffer.shape)
@@ -118,23 +114,18 @@ def _shrink(
     if any(uses([low, high], inner) for low, high in inner.values()):
         return whole
     spans = [
-        _span([i[d] for i in uses_.accesses], size, inner, moving, analyzer)
+        _span([i[d] for i in uses_.accesses], size, inner, analyzer)
         for d, size in enumerate(buffer.shape)
     ]
     return replace(buffer, shape=tuple(e for _, e in spans)), [low for low, _ in spans]
 
 
 def _span(
-    indices: list[Expr],
-    size: Expr,
-    inner: Mapping[Var, Interval],
-    moving: Collection[Buffer],
-    analyzer: Analyzer,
+    indices: list[Expr], size: Expr, inner: Mapping[Var, Interval], analyzer: Analyzer
 ) -> tuple[Expr, Expr]:
     """The first index and the number of indices that cover all accesses of one dimension.
 
     That may be more than its size: a tile that reaches past the end computes values nobody uses.
-    An index may come from data, but not from the buffers `moving`, which have no place yet.
     """
     bounds: Interval | None = None
     for index in dict.fromkeys(indices):
@@ -145,17 +136,12 @@ def _span(
         bounds = found if bounds is None else union(bounds, found, analyzer)
     if bounds is not None:
         low, extent = bounds[0], analyzer.simplify(bounds[1] - bounds[0] + 1)
-        if isinstance(extent, IntImm) and not uses(low, inner) and not reads_any(low, moving):
+        if isinstance(extent, IntImm) and not uses(low, inner):
             return low, extent
     last = [analyzer.bounds(index)[1] for index in indices]
     if isinstance(size, IntImm) and all(x is not None for x in last):
         size = const(max(size.value, *(x + 1 for x in last if x is not None)))
     return const(0), size
-
-
-def reads_any(expr: Expr, buffers: Collection[Buffer]) -> bool:
-    """Whether an expression loads from one of the buffers."""
-    return any(isinstance(n, Load) and n.source in buffers for n in postorder(expr))
 
 
 def _apply(

@@ -154,7 +154,7 @@ def copy(stmt: Stmt) -> Stmt:
     fresh = {loop.var: Var(loop.var.name, loop.var.dtype) for loop in loops}
 
     def change(node: Any) -> Any:
-        if isinstance(node, For):
+        if isinstance(node, For) and node.var in fresh:  # what is left of a Seq comes here twice
             return replace(node, var=fresh[node.var])
         return fresh.get(node, node)
 

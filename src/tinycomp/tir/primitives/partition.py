@@ -76,6 +76,10 @@ def partition(func: PrimFunc, axis: Var, point: int) -> tuple[PrimFunc, dict[str
     head = replace(loop, extent=const(point))
     rest = const(loop.extent.value - point)
     tail: Any = copy(replace(loop, min=loop.min + point, extent=rest))
+    if len(blocks_in(tail)) < len(blocks_in(loop)):  # a copy has no loops without iterations
+        raise ScheduleError(
+            f"a loop inside of {axis.name!r} has no iterations", hint="there is nothing to gain"
+        )
     buffers: dict[Buffer, Buffer] = {}
     names: dict[str, str] = {}
     for block in blocks_in(loop):

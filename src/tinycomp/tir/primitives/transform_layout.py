@@ -73,8 +73,9 @@ class TransformLayout(Step):
             default=-1,
         )
         names = ", ".join([*(f"i{d}" for d in range(count)), "*_"])
-        places = "".join(f"{infix(t)}, " for t in self.index_map)
-        return f's["{self.stage}"].transform_layout(lambda {names}: ({places.rstrip()}))'
+        places = ", ".join(infix(t) for t in self.index_map)
+        comma = "," if len(self.index_map) == 1 else ""
+        return f's["{self.stage}"].transform_layout(lambda {names}: ({places}{comma}))'
 
 
 def _is_axis(token: str | int) -> bool:
