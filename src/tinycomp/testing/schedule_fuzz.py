@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,8 +84,8 @@ def draw_case(seed: int) -> Case:
     return Case(seed, name, sizes, rng.choice((128, 256, 512)))
 
 
-def random_schedule(case: Case) -> Drawn:
-    """The schedule of a seed.
+def random_schedule(case: Case, only: Collection[str] = ()) -> Drawn:
+    """The schedule of a seed, of all primitives or some.
 
     Raises:
         Exception: whatever a primitive raises besides ScheduleError, which is a bug.
@@ -93,8 +93,9 @@ def random_schedule(case: Case) -> Drawn:
     computation = case.make()
     drawn = Drawn(computation, create_schedule(computation.outputs, computation.inputs))
     draw = _Draw(random.Random(case.seed ^ 0x5EED), drawn.schedule)
+    weights = {name: w for name, w in PRIMITIVES.items() if not only or name in only}
     for _ in range(draw.rng.randint(1, _MOST_STEPS)):
-        name = draw.rng.choices(list(PRIMITIVES), weights=list(PRIMITIVES.values()))[0]
+        name = draw.rng.choices(list(weights), weights=list(weights.values()))[0]
         before = drawn.schedule.func, drawn.schedule.steps
         try:
             getattr(draw, name)()
