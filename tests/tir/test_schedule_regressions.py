@@ -75,6 +75,13 @@ def nothing_to_compute(s):
     s["C"].parallel("y")
 
 
+@case("triangular_sum", 3, 0)
+def init_apart_from_loops_that_only_guards_mention(s):
+    s["B"].split("k", nparts=4)
+    s["B"].split("k.outer", factor=8)
+    s["B"].decompose_reduction("k.outer.outer")
+
+
 @case("scalar", 11, bits=256)
 def layout_without_dimensions(s):
     s["B"].transform_layout(lambda: ())

@@ -80,20 +80,22 @@ def decompose_reduction(func: PrimFunc, block_name: str, axis: Var) -> tuple[Pri
             )
     name = fresh_buffer_name(func, f"{block_name}.init")
     kept = [l for l in loops[position:] if IterKind.SPATIAL in kinds_in(block, l.var)]
-    nest = _init_nest(block, name, kept, [l.var for l in reduced])
+    left = [l.var for l in loops[position:] if not any(l is k for k in kept)]
+    nest = _init_nest(block, name, kept, left)
     func = replace_stmt(func, block, replace(block, init=None))
     target = own_loops(func, only_writer(func, block_name))[position]
     return replace_stmt(func, target, Seq((nest, target))), name
 
 
-def _init_nest(block: Block, name: str, loops: list[For], reduced: list[Var]) -> Stmt:
+def _init_nest(block: Block, name: str, loops: list[For], left: list[Var]) -> Stmt:
+    """The init in copies of `loops`, without guards of the loops that are left behind."""
     fresh: dict[Var, Expr] = {l.var: Var(l.var.name) for l in loops}
     spatial = [
         (v, substitute(b, fresh))
         for v, b in zip(block.iter_vars, block.bindings, strict=True)
         if v.kind is not IterKind.REDUCE
     ]
-    _, guards = split_guards(block.predicate, reduced)
+    _, guards = split_guards(block.predicate, left)
     assert block.init is not None
     stmt: Stmt = Block(
         name,
