@@ -14,8 +14,8 @@ from .nodes import Alloc, Block, Buffer, PrimFunc, Store
 def specialize(func: PrimFunc, values: Mapping[Var, Expr]) -> PrimFunc:
     """`func` with free variables replaced, also in shapes of buffers and domains of block axes.
 
-        def f(A: float32[n]) -> (B: float32[n]):        def f(A: float32[8]) -> (B: float32[8]):
-            for i in range(n): B[i] = A[i] + 1    -->       for i in range(8): B[i] = A[i] + 1
+    def f(A: float32[n]) -> (B: float32[n]):        def f(A: float32[8]) -> (B: float32[8]):
+        for i in range(n): B[i] = A[i] + 1    -->       for i in range(8): B[i] = A[i] + 1
     """
     buffers: dict[Buffer, Buffer] = {}
 
