@@ -19,12 +19,15 @@ def _shape(x: Atom) -> tuple[Dim, ...]:
     return x.type.shape
 
 
-def _split_heads(emit: Emit, x: Atom, heads: int) -> Atom:
+def _split_heads(node: OnnxNode, emit: Emit, x: Atom, heads: int) -> Atom:
     """[B, S, heads * D] to [B, heads, S, D]; an array of rank 4 is so already."""
     shape = _shape(x)
     if len(shape) == 4:
         return x
+    node.expect(len(shape) == 3, f"{x.type} must have rank 3 or 4")
     batch, length, width = shape
+    divides = heads > 0 and (not isinstance(width, int) or width % heads == 0)
+    node.expect(divides, f"{heads} heads do not divide {x.type}")
     x = emit("reshape", x, newshape=(batch, length, heads, width // heads))
     return emit("transpose", x, axes=(0, 2, 1, 3))
 
@@ -56,6 +59,7 @@ def _masked_softmax(node: OnnxNode, emit: Emit, scores: Atom, past: Dim) -> Atom
     mask = node.input(3) if node.has(3) else None
     boolean = mask is not None and node.type(3).dtype is DType.BOOL
     if mask is not None:
+        node.expect(len(_shape(mask)) > 0, f"attn_mask {mask.type} is a scalar")
         if _shape(mask)[-1] not in (1, _shape(scores)[-1]):
             raise node.unsupported("an attn_mask shorter than the keys")
         if boolean:
@@ -84,17 +88,20 @@ def _import_attention(node: OnnxNode) -> list[Atom]:
         raise node.unsupported("the input nonpad_kv_seqlen")
     emit = Emit(node)
     flat = node.type(0).rank == 3
-    q = _split_heads(emit, node.input(0), node.attr("q_num_heads", 0))
-    k = _split_heads(emit, node.input(1), node.attr("kv_num_heads", 0))
-    v = _split_heads(emit, node.input(2), node.attr("kv_num_heads", 0))
-    past = node.type(4).shape[2] if node.has(4) else 0
+    q = _split_heads(node, emit, node.input(0), node.attr("q_num_heads", 0))
+    k = _split_heads(node, emit, node.input(1), node.attr("kv_num_heads", 0))
+    v = _split_heads(node, emit, node.input(2), node.attr("kv_num_heads", 0))
+    past = node.rank(4, 4).shape[2] if node.has(4) else 0
     k, v = _with_past(node, emit, k, 4), _with_past(node, emit, v, 5)
     batch, heads, queries, depth = _shape(q)
     kv_heads, keys, v_depth = _shape(k)[1], _shape(k)[2], _shape(v)[3]
-    if not (isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads == 0):
+    if not (isinstance(heads, int) and isinstance(kv_heads, int)):
+        raise node.unsupported("a symbolic number of heads", "fix the input shapes")
+    if kv_heads == 0 or heads % kv_heads:
         raise node.unsupported(f"{heads} query heads with {kv_heads} key heads")
     if not isinstance(depth, int):
         raise node.unsupported("a symbolic head size", "fix the input shapes")
+    node.expect(depth > 0, "the heads are empty")
     # heads that share keys are rows of one product
     rows = heads // kv_heads * queries
     scale = node.attr("scale") or 1.0 / math.sqrt(depth)
@@ -131,15 +138,17 @@ def _slice_last(emit: Emit, x: Atom, begin: int, end: int, stride: int = 1) -> A
 def _rotate(node: OnnxNode, x: Atom, cos: Atom, sin: Atom, positions: Atom | None) -> Atom:
     """Pairs of elements turned by the angles whose cosine and sine are given per position."""
     emit, flat = Emit(node), node.type(0).rank == 3
-    x = _split_heads(emit, x, node.attr("num_heads", 0))
+    x = _split_heads(node, emit, x, node.attr("num_heads", 0))
     depth = _shape(x)[-1]
     if not isinstance(depth, int):
         raise node.unsupported("a symbolic head size", "fix the input shapes")
     width = node.attr("rotary_embedding_dim", 0) or depth
+    node.expect(0 <= width <= depth and width % 2 == 0, f"{width} of {depth} elements cannot turn")
     angles = []
     for table in (cos, sin):
         if positions is not None:
             table = emit.builder.call("take", table, positions, axis=0)
+        node.expect(len(_shape(table)) == 3, f"the cosines or sines {table.type} must have rank 3")
         batch, length, half = _shape(table)
         angles.append(emit("reshape", table, newshape=(batch, 1, length, half)))
     cosine, sine = angles

@@ -261,7 +261,7 @@ def _import_mod(node: OnnxNode) -> Atom:
 
 
 def _import_shift(node: OnnxNode) -> Atom:
-    direction = node.attr("direction", "LEFT")
+    direction = node.choice("direction", "", ("LEFT", "RIGHT"))
     return node.builder.call(f"{direction.lower()}_shift", node.input(0), node.input(1))
 
 

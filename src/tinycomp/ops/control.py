@@ -73,7 +73,7 @@ def _fields(node: OnnxNode, result: Atom) -> list[Atom]:
 
 def _import_loop(node: OnnxNode) -> list[Atom]:
     body: Subgraph = node.attr("body")
-    trips = int(node.const(0).reshape(())) if isinstance(node.inputs[0], Constant) else None
+    trips = int(node.scalar(0)) if isinstance(node.inputs[0], Constant) else None
     go = node.input(1) if node.has(1) else node.builder.const(np.asarray(True))
     state = [node.input(i) for i in range(2, len(node.inputs))]
     if isinstance(go, Constant) and not go.data.item():
@@ -168,10 +168,12 @@ def _import_scan(node: OnnxNode) -> list[Atom]:
     """Scan over a known length, written out."""
     body: Subgraph = node.attr("body")
     scanned = node.attr("num_scan_inputs")
+    node.expect(0 < scanned <= len(node.inputs), f"num_scan_inputs is {scanned}")
     carried = len(node.inputs) - scanned
     state = [node.input(i) for i in range(carried)]
     sources = [node.input(i) for i in range(carried, len(node.inputs))]
     ranks = [len(_shape(x)) for x in sources]
+    node.expect(all(ranks), "a scanned input is a scalar")
     axes = [a % r for a, r in zip(node.attr("scan_input_axes", (0,) * scanned), ranks, strict=True)]
     backwards = node.attr("scan_input_directions", (0,) * scanned)
     length = _shape(sources[0])[axes[0]]

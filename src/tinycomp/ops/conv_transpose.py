@@ -18,6 +18,7 @@ from ..relay.op import Op
 from ..types import Dim, TensorType
 from .conv import add_channel_bias, convolve
 from .onnx_node import OnnxImport, OnnxNode
+from .window import check_window
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,16 @@ def _geometry(node: OnnxNode) -> _Geometry:
     strides = tuple(node.attr("strides") or (1,) * nd)
     dilation = tuple(node.attr("dilations") or (1,) * nd)
     extra = tuple(node.attr("output_padding") or (0,) * nd)
+    check_window(node, kernel, strides, dilation)
+    node.expect(kernel == w.shape[2:], f"kernel_shape {kernel} contradicts {w}")
+    node.expect(all(abs(v) < 2**31 for v in (*strides, *dilation, *extra)), "sizes beyond 2^31")
+    node.expect(len(extra) == nd, f"output_padding {list(extra)} of {x}")
     if not all(isinstance(d, int) for d in x.shape[2:]):
         raise node.unsupported("a symbolic spatial dimension", "fix the input shapes")
     auto, wanted = node.attr("auto_pad", "NOTSET"), node.attr("output_shape")
     pads = tuple(node.attr("pads") or (0,) * (2 * nd))
+    node.expect(len(pads) == 2 * nd, f"pads {list(pads)} of {x}")
+    node.expect(not wanted or len(wanted) >= nd, f"output_shape {wanted} of {x}")
     begin, size = [], []
     for k in range(nd):
         n = x.static_shape[2 + k]
@@ -148,6 +155,7 @@ def _import_conv_transpose(node: OnnxNode) -> Atom:
         raise node.unsupported(f"an input of rank {x.rank}")
     if w.rank != x.rank or not w.is_static or w.shape[0] != x.shape[1]:
         raise ModelError(f"ConvTranspose: {w} does not fit the input {x}", span=node.span)
+    node.expect(groups > 0 and w.shape[0] % groups == 0, f"{groups} groups do not divide {w}")
     geometry = _geometry(node)
     nd, taps = x.rank - 2, geometry.taps
     y = convolve(

@@ -196,6 +196,8 @@ GATHER_ND = Op(
 
 def _infer_reverse_sequence(attrs: ReverseSequenceAttrs, types: Any) -> TensorType:
     x, lengths = tensors("reverse_sequence", types, 2)
+    for axis in (attrs.seq_axis, attrs.batch_axis):
+        normalize_axis("reverse_sequence", axis, x.rank)
     require_dtype("reverse_sequence", 1, lengths, INTS)
     if x.rank < 2 or lengths.shape != (x.shape[attrs.batch_axis],):
         raise TypeMismatch(f"reverse_sequence: lengths {lengths} do not fit {x}")
@@ -411,7 +413,7 @@ def _import_reverse_sequence(node: OnnxNode) -> Atom:
 
 
 def _import_cumsum(node: OnnxNode) -> Atom:
-    axis = normalize_axis("CumSum", int(node.const(1).reshape(())), node.type(0).rank)
+    axis = normalize_axis("CumSum", int(node.scalar(1)), node.type(0).rank)
     exclusive, reverse = bool(node.attr("exclusive", 0)), bool(node.attr("reverse", 0))
     return node.builder.call(
         "cumsum", node.input(0), axis=axis, exclusive=exclusive, reverse=reverse
@@ -420,7 +422,7 @@ def _import_cumsum(node: OnnxNode) -> Atom:
 
 def _import_topk(node: OnnxNode) -> list[Atom]:
     return node.builder.call_many(
-        "topk", node.input(0), k=int(node.const(1).reshape(())), axis=_axis(node, -1),
+        "topk", node.input(0), k=int(node.scalar(1)), axis=_axis(node, -1),
         largest=bool(node.attr("largest", 1)), sorted=bool(node.attr("sorted", 1)),
     )  # fmt: skip
 

@@ -46,7 +46,7 @@ def slice_axis(node: OnnxNode, x: Atom, axis: int, begin: int, end: int) -> Atom
 
 def ints(node: OnnxNode, index: int, default: Any = None) -> list[int]:
     """Constant input `index` as a list of ints."""
-    return [int(v) for v in node.const(index, default).ravel()]
+    return node.vector(index, default)
 
 
 def _import_reshape(node: OnnxNode) -> Atom:
@@ -113,6 +113,10 @@ def _import_slice(node: OnnxNode) -> Atom:
     starts, ends = ints(node, 1), ints(node, 2)
     axes = ints(node, 3, range(len(starts)))
     steps = ints(node, 4, [1] * len(starts))
+    node.expect(
+        len(starts) == len(ends) == len(axes) == len(steps),
+        f"{len(starts)} starts, {len(ends)} ends, {len(axes)} axes and {len(steps)} steps",
+    )
     begin, end, strides = [0] * len(shape), list(shape), [1] * len(shape)
     for start, stop, axis, step in zip(starts, ends, axes, steps, strict=True):
         d = normalize_axis("Slice", axis, len(shape))
@@ -135,6 +139,7 @@ def _import_split(node: OnnxNode) -> list[Atom]:
         sizes = ints(node, 1)
     else:
         parts = node.attr("num_outputs", node.num_outputs)
+        node.expect(0 < parts <= node.num_outputs, f"{parts} parts for {node.num_outputs} outputs")
         part = -(-extent // parts)
         sizes = [min(part, extent - p * part) for p in range(parts)]
     if sum(sizes) != extent or min(sizes, default=0) < 0:
@@ -186,7 +191,7 @@ def _import_constant_of_shape(node: OnnxNode) -> Atom:
 
 
 def _import_range(node: OnnxNode) -> Atom:
-    start, limit, delta = (node.const(i).reshape(()) for i in range(3))
+    start, limit, delta = (node.scalar(i) for i in range(3))
     if delta == 0:
         raise ModelError("Range: delta is 0")
     if not all(np.isfinite(v.astype(float)) for v in (start, limit, delta)):
@@ -203,7 +208,7 @@ def _import_range(node: OnnxNode) -> Atom:
 
 def _import_eye_like(node: OnnxNode) -> Atom:
     dtype = node.attr("dtype") or node.type(0).dtype
-    rows, columns = node.type(0).static_shape
+    rows, columns = node.rank(0, 2).static_shape
     return node.builder.const(np.eye(rows, columns, node.attr("k", 0), dtype.numpy))
 
 
@@ -212,8 +217,9 @@ def _import_pad(node: OnnxNode) -> Atom:
     x, shape = node.input(0), node.type(0).static_shape
     axes = [normalize_axis("Pad", a, len(shape)) for a in ints(node, 3, range(len(shape)))]
     pads = ints(node, 1)
-    mode = node.attr("mode", "constant")
-    value = node.const(2, 0).reshape(-1)[0].item()
+    node.expect(len(pads) == 2 * len(axes), f"{len(pads)} pads for {len(axes)} axes")
+    mode = node.choice("mode", "constant", ("constant", "edge", "reflect", "wrap"))
+    value = node.scalar(2, 0).item()
     if value is False or value is True:
         value = int(value)
     widths = [(0, 0)] * len(shape)
@@ -231,6 +237,7 @@ def _import_center_crop_pad(node: OnnxNode) -> Atom:
     axes = [
         normalize_axis("CenterCropPad", a, len(shape)) for a in node.attr("axes", range(len(shape)))
     ]
+    node.expect(len(axes) == len(target), f"{len(target)} sizes for {len(axes)} axes")
     widths = [(0, 0)] * len(shape)
     for axis, size in zip(axes, target, strict=True):
         extra = size - shape[axis]
@@ -245,9 +252,10 @@ def _import_center_crop_pad(node: OnnxNode) -> Atom:
 
 
 def _import_depth_to_space(node: OnnxNode) -> Atom:
-    n, c, h, w = node.type(0).static_shape
+    n, c, h, w = node.rank(0, 4).static_shape
     size = node.attr("blocksize")
-    if node.attr("mode", "DCR") == "DCR":
+    node.expect(size > 0 and c % size**2 == 0, f"blocksize {size} does not fit {node.type(0)}")
+    if node.choice("mode", "DCR", ("DCR", "CRD")) == "DCR":
         split, axes = (n, size, size, c // size**2, h, w), (0, 3, 4, 1, 5, 2)
     else:
         split, axes = (n, c // size**2, size, size, h, w), (0, 1, 4, 2, 5, 3)
@@ -256,23 +264,25 @@ def _import_depth_to_space(node: OnnxNode) -> Atom:
 
 
 def _import_space_to_depth(node: OnnxNode) -> Atom:
-    n, c, h, w = node.type(0).static_shape
+    n, c, h, w = node.rank(0, 4).static_shape
     size = node.attr("blocksize")
+    fits = size > 0 and h % size == 0 and w % size == 0
+    node.expect(fits, f"blocksize {size} does not fit {node.type(0)}")
     split = reshape(node, node.input(0), (n, c, h // size, size, w // size, size))
-    depth_first = node.attr("mode", "DCR") == "DCR"
+    depth_first = node.choice("mode", "DCR", ("DCR", "CRD")) == "DCR"
     moved = transpose(node, split, (0, 3, 5, 1, 2, 4) if depth_first else (0, 1, 3, 5, 2, 4))
     return reshape(node, moved, (n, c * size**2, h // size, w // size))
 
 
 def _import_trilu(node: OnnxNode) -> Atom:
-    k = int(node.const(1, 0).reshape(()))
+    k = int(node.scalar(1, 0))
     return node.builder.call("trilu", node.input(0), upper=bool(node.attr("upper", 1)), k=k)
 
 
 def _import_one_hot(node: OnnxNode) -> Atom:
     """OneHot; indices may be floats, values are [off, on]."""
     b = node.builder
-    depth = int(node.const(1).reshape(-1)[0])
+    depth = int(node.scalar(1))
     indices = node.input(0)
     if not node.type(0).dtype.is_int:
         indices = cast_to(node, indices, DType.INT64)

@@ -273,7 +273,7 @@ def _shaped(node: OnnxNode, index: int, shape: tuple[Dim, ...], default: float) 
 
 def _import_layer_norm(node: OnnxNode) -> Atom | list[Atom]:
     x, type_ = node.input(0), node.type(0)
-    axis, epsilon = node.attr("axis", -1) % type_.rank, node.attr("epsilon", 1e-5)
+    axis, epsilon = node.axis(-1), node.attr("epsilon", 1e-5)
     shape = type_.shape[axis:]
     gamma, beta = _shaped(node, 1, shape, 1.0), _shaped(node, 2, shape, 0.0)
     out = node.builder.call("nn.layer_norm", x, gamma, beta, axis=axis, epsilon=epsilon)
@@ -296,7 +296,7 @@ def rms_norm(node: OnnxNode, x: Atom, gamma: Atom, axes: tuple[int, ...], epsilo
 
 def _import_rms_norm(node: OnnxNode) -> Atom:
     rank = node.type(0).rank
-    axes = tuple(range(node.attr("axis", -1) % rank, rank))
+    axes = tuple(range(node.axis(-1), rank))
     return rms_norm(node, node.input(0), node.input(1), axes, node.attr("epsilon", 1e-5))
 
 
@@ -309,7 +309,7 @@ def _import_instance_norm(node: OnnxNode) -> Atom:
 
 def _affine(node: OnnxNode, normal: Atom, rank: int) -> Atom:
     """`normal` scaled and shifted per channel by inputs 1 and 2, in the dtype of input 0."""
-    emit, column = Emit(node), (node.type(1).shape[0],) + (1,) * (rank - 2)
+    emit, column = Emit(node), (node.rank(1, 1).shape[0],) + (1,) * (rank - 2)
     gamma, beta = (
         computed_in_float32(node, emit("reshape", node.input(i), newshape=column)) for i in (1, 2)
     )
@@ -319,7 +319,10 @@ def _affine(node: OnnxNode, normal: Atom, rank: int) -> Atom:
 
 def _import_group_norm(node: OnnxNode) -> Atom:
     emit, type_, groups = Emit(node), node.type(0), node.attr("num_groups")
+    node.expect(type_.rank > 1, f"{type_} has no channels")
     n, c, *spatial = type_.shape
+    divides = groups > 0 and (not isinstance(c, int) or c % groups == 0)
+    node.expect(divides, f"{groups} groups do not divide the channels of {type_}")
     x = emit("reshape", node.input(0), newshape=(n, groups, c // groups, *spatial))
     axes = tuple(range(2, type_.rank + 1))
     wide = computed_in_float32(node, x)
@@ -330,7 +333,7 @@ def _import_group_norm(node: OnnxNode) -> Atom:
 
 def _import_lp_norm(node: OnnxNode) -> Atom:
     emit, x = Emit(node), node.input(0)
-    axis = (node.attr("axis", -1) % node.type(0).rank,)
+    axis = (node.axis(-1),)
     if node.attr("p", 2) == 1:
         length = emit("sum", emit("abs", x), axis=axis, keepdims=True)
     else:
@@ -342,7 +345,9 @@ def _import_lp_norm(node: OnnxNode) -> Atom:
 
 def _import_mvn(node: OnnxNode) -> Atom:
     rank = node.type(0).rank
-    axes = tuple(a % rank for a in node.attr("axes", (0, 2, 3)))
+    given = node.attr("axes", (0, 2, 3))
+    node.expect(all(-rank <= a < rank for a in given), f"axes {list(given)} of rank {rank}")
+    axes = tuple(a % rank for a in given)
     emit = Emit(node)
     mean = emit("mean", node.input(0), axis=axes, keepdims=True)
     centered = emit("subtract", node.input(0), mean)

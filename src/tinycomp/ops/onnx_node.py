@@ -5,7 +5,7 @@ The importers live beside the operators; only `tinycomp.frontend.onnx` touches p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +80,47 @@ class OnnxNode:
                 hint="give the model's symbolic dimensions with --dim NAME=VALUE or --input-shapes",
             )
         return atom.data
+
+    def scalar(self, index: int, default: Any = None) -> Any:
+        """Input `index`, one element known while compiling, as a NumPy scalar."""
+        array = self.const(index, default)
+        self.expect(array.size == 1, f"input {index} must be one number, found shape {array.shape}")
+        return array.reshape(())[()]
+
+    def vector(self, index: int, default: Any = None) -> list[int]:
+        """Input `index`, known while compiling, as a list of ints."""
+        array = self.const(index, default)
+        self.expect(array.ndim <= 1, f"input {index} must be a list, found shape {array.shape}")
+        return [int(v) for v in array.ravel()]
+
+    def rank(self, index: int, *allowed: int) -> TensorType:
+        """The type of input `index`, which must have one of these ranks."""
+        type_ = self.type(index)
+        text = " or ".join(map(str, allowed))
+        self.expect(type_.rank in allowed, f"input {index} is {type_}, it must have rank {text}")
+        return type_
+
+    def axis(self, default: int, name: str = "axis", rank: int | None = None) -> int:
+        """The attribute `name` as an axis, counted from the front, of input 0 or of `rank`."""
+        rank = self.type(0).rank if rank is None else rank
+        axis = self.attr(name, default)
+        self.expect(-rank <= axis < rank, f"{name} {axis} is out of range for rank {rank}")
+        return axis % rank
+
+    def choice(self, name: str, default: str, allowed: Iterable[str]) -> str:
+        """A string attribute that must be one of `allowed`."""
+        value, allowed = self.attr(name, default), sorted(allowed)
+        self.expect(value in allowed, f"{name} {value!r} must be one of {', '.join(allowed)}")
+        return value
+
+    def expect(self, condition: bool, message: str) -> None:
+        """Refuse the node unless the condition holds.
+
+        Raises:
+            ModelError: with the operator's name before the message.
+        """
+        if not condition:
+            raise ModelError(f"{self.op_type}: {message}", span=self.span)
 
     def unsupported(self, what: str, hint: str = "") -> UnsupportedModel:
         """The error to raise for a variant that is not implemented."""

@@ -296,6 +296,7 @@ def _import_pool(op: str) -> OnnxImport:
 def _import_lp_pool(node: OnnxNode) -> Atom:
     kernel, p = tuple(node.attr("kernel_shape")), float(node.attr("p", 2))
     x, call = node.input(0), node.builder.call
+    node.expect(p > 0, f"p is {p}")
     if node.attr("ceil_mode", 0):
         raise node.unsupported("ceil_mode=1")
     dtype = node.type(0).dtype

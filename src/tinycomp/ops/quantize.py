@@ -25,6 +25,7 @@ def _spread(node: OnnxNode, parameter: Atom, axis_default: int = 1) -> Atom:
     axis = normalize_axis(node.op_type, node.attr("axis", axis_default), len(shape))
     if len(dims) == 1:
         return reshape(node, parameter, [dims[0] if d == axis else 1 for d in range(len(shape))])
+    node.expect(len(dims) == len(shape) and 0 not in dims, f"{own} does not fit {node.type(0)}")
     block = node.attr("block_size", 0) or -(-shape[axis] // dims[axis])
     split = reshape(node, parameter, (*dims[: axis + 1], 1, *dims[axis + 1 :]))
     wide = (*dims[: axis + 1], block, *dims[axis + 1 :])

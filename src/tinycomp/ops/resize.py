@@ -261,15 +261,22 @@ def _sizes_and_scales(node: OnnxNode, axes: Sequence[int]) -> tuple[list[int], l
     """Output size and scale of each axis, from the node's `scales` or `sizes`."""
     shape = node.type(0).shape
     extents = [shape[a] for a in axes]
-    if node.has(2) and node.const(2).size:
-        scales = [float(s) for s in node.const(2)]
+    by_scale = node.has(2) and node.const(2).size
+    given = node.const(2 if by_scale else 3).ravel().tolist()
+    node.expect(len(given) == len(axes), f"{len(given)} sizes or scales for {len(axes)} axes")
+    if by_scale:
+        scales = [float(s) for s in given]
+        node.expect(all(0 < s < math.inf for s in scales), f"scales {scales} must be positive")
         sizes = [
             math.floor(np.float32(n) * np.float32(s)) if isinstance(n, int) else -1
             for n, s in zip(extents, scales, strict=True)
         ]
         return sizes, scales
-    sizes = [int(s) for s in node.const(3)]
-    ratios = [s / n if isinstance(n, int) else 1.0 for s, n in zip(sizes, extents, strict=True)]
+    sizes = [int(s) for s in given]
+    node.expect(0 not in extents or sizes == extents, f"{node.type(0)} is empty")
+    ratios = [
+        s / (n or 1) if isinstance(n, int) else 1.0 for s, n in zip(sizes, extents, strict=True)
+    ]
     policy = node.attr("keep_aspect_ratio_policy", "stretch")
     if policy != "stretch":
         ratio = min(ratios) if policy == "not_larger" else max(ratios)
@@ -280,12 +287,15 @@ def _sizes_and_scales(node: OnnxNode, axes: Sequence[int]) -> tuple[list[int], l
 
 def _import_resize(node: OnnxNode) -> Atom:
     x, rank = node.input(0), node.type(0).rank
-    axes = [a % rank for a in node.attr("axes") or range(rank)]
+    given = node.attr("axes") or range(rank)
+    node.expect(all(-rank <= a < rank for a in given), f"axes {list(given)} of {node.type(0)}")
+    axes = [a % rank for a in given]
     sizes, scales = _sizes_and_scales(node, axes)
     transformation = node.attr("coordinate_transformation_mode", "half_pixel")
     roi = [0.0] * len(axes) + [1.0] * len(axes)
     if transformation == "tf_crop_and_resize":
-        roi = [float(v) for v in node.const(1)]
+        roi = [float(v) for v in node.const(1).ravel()]
+        node.expect(len(roi) == 2 * len(axes), f"roi has {len(roi)} numbers for {len(axes)} axes")
     if node.attr("antialias", 0) and any(s < 1 for s in scales):
         raise node.unsupported("antialias=1 when shrinking")
     shape = node.type(0).shape

@@ -227,8 +227,14 @@ def _stack(emit: Emit, parts: Sequence[Atom], axis: int) -> Atom:
     return rows[0] if len(rows) == 1 else emit("concatenate", *rows, axis=axis)
 
 
+_DIRECTIONS = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}
+
+
 def _import_recurrent(node: OnnxNode) -> list[Atom]:
     kind, emit = _KINDS[node.op_type], Emit(node)
+    for index, rank in ((0, 3), (1, 3), (2, 3), (3, 2), (5, 3), (6, 3), (7, 2)):
+        if node.has(index) or index < 3:
+            node.rank(index, rank)
     x, batch_first = node.input(0), node.attr("layout", 0)
     if accumulation_dtype(node.type(0).dtype) is not node.type(0).dtype:
         raise node.unsupported(f"elements of {node.type(0).dtype}")
@@ -236,8 +242,8 @@ def _import_recurrent(node: OnnxNode) -> list[Atom]:
         node, node.type(0).static_shape[1 if batch_first else 0] if node.type(0).is_static else 0
     )
     x = emit("transpose", x, axes=(1, 0, 2)) if batch_first else x
-    mode = node.attr("direction", "forward")
-    reverses = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[mode]
+    mode = node.choice("direction", "forward", _DIRECTIONS)
+    reverses = _DIRECTIONS[mode]
     runs = [_run_direction(node, kind, x, d, reverse) for d, reverse in enumerate(reverses)]
     # [B, H] per direction and step, to [T, D, B, H], or [B, T, D, H] with the batch first
     steps = [

@@ -213,6 +213,9 @@ def _infer_concatenate(attrs: ConcatenateAttrs, types: Any) -> TensorType:
         raise TypeMismatch("concatenate: expected at least one argument")
     dtype = require_same_dtype("concatenate", xs)
     axis = normalize_axis("concatenate", attrs.axis, xs[0].rank)
+    for t in xs:
+        if t.rank != xs[0].rank:
+            raise TypeMismatch(f"concatenate: {xs[0]} and {t} differ in rank")
     rest = {(*t.shape[:axis], *t.shape[axis + 1 :]) for t in xs}
     if len(rest) != 1:
         shown = ", ".join(map(str, xs[:8]))

@@ -138,7 +138,7 @@ OPS: tuple[Op, ...] = (
 
 def _import(op: str) -> OnnxImport:
     def convert(node: OnnxNode) -> Atom:
-        axis = node.attr("axis", -1) % max(node.type(0).rank, 1)
+        axis = node.axis(-1) if node.type(0).rank else 0
         return node.builder.call(op, node.input(0), axis=axis)
 
     return convert
@@ -146,7 +146,7 @@ def _import(op: str) -> OnnxImport:
 
 def _import_hardmax(node: OnnxNode) -> Atom:
     x, type_ = node.input(0), node.type(0)
-    axis = node.attr("axis", -1) % type_.rank
+    axis = node.axis(-1)
     size = type_.shape[axis]
     if not isinstance(size, int):
         raise node.unsupported("a symbolic axis", "fix the input shapes")

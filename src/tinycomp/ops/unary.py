@@ -294,6 +294,7 @@ def _unary_importer(name: str) -> OnnxImport:
 
 
 def _import_cast(node: OnnxNode) -> Atom:
+    node.expect(node.attr("to") is not None, "the attribute 'to' names no type")
     return cast_to(node, node.input(0), node.attr("to"))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import te
-from ..diagnostics import ModelError, TypeMismatch
+from ..diagnostics import TypeMismatch
 from ..dtype import DType
 from ..ir.expr import all_of
 from ..te.tensor import Tensor
@@ -125,6 +125,9 @@ def same_padding(
     return (*befores, *afters)
 
 
+_AUTO_PADS = ("", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
+
+
 def import_padding(
     node: OnnxNode, kernel: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
 ) -> tuple[int, ...]:
@@ -134,8 +137,8 @@ def import_padding(
         ModelError: the window's attributes do not fit each other.
         UnsupportedModel: SAME_* over a dimension that is not known.
     """
-    _check_window(node, kernel, strides, dilation)
-    auto = node.attr("auto_pad", "NOTSET") or "NOTSET"
+    check_window(node, kernel, strides, dilation)
+    auto = node.choice("auto_pad", "NOTSET", _AUTO_PADS) or "NOTSET"
     if auto == "NOTSET":
         pads = tuple(node.attr("pads") or (0,) * (2 * len(kernel)))
         _check_length(node, "pads", pads, 2 * len(kernel))
@@ -149,22 +152,22 @@ def import_padding(
     return same_padding(sizes, kernel, strides, dilation, upper=auto == "SAME_UPPER")
 
 
-def _check_window(
+def check_window(
     node: OnnxNode, kernel: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
 ) -> None:
+    """Refuse a window whose attributes do not fit the spatial axes of input 0.
+
+    Raises:
+        ModelError: a wrong number of values, or one that is not positive.
+    """
     named = {"kernel_shape": kernel, "strides": strides, "dilations": dilation}
     for name, values in named.items():
         _check_length(node, name, values, node.type(0).rank - 2)
-        if any(v < 1 for v in values):
-            raise ModelError(
-                f"{node.op_type}: {name} {list(values)} must be positive", span=node.span
-            )
+        node.expect(all(v > 0 for v in values), f"{name} {list(values)} must be positive")
 
 
 def _check_length(node: OnnxNode, name: str, values: Sequence[int], length: int) -> None:
-    if len(values) != length:
-        raise ModelError(
-            f"{node.op_type}: {name} {list(values)} must have {length} numbers for the input "
-            f"{node.type(0)}",
-            span=node.span,
-        )
+    node.expect(
+        len(values) == length,
+        f"{name} {list(values)} must have {length} numbers for the input {node.type(0)}",
+    )

@@ -1,13 +1,14 @@
 """ONNX's own node tests, through the importers and the NumPy meaning of the operators."""
 
+import contextlib
 import warnings
 
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
-from tinycomp.diagnostics import UnsupportedModel
+from tinycomp.diagnostics import TinycompError, UnsupportedModel
 from tinycomp.frontend.onnx import from_onnx
 from tinycomp.relay.interpreter import evaluate
 
@@ -88,3 +89,69 @@ def test_onnx_node_suite(cases):
             failures.append(f"{case.name}: {str(error).strip()[:200]}")
     assert not failures, "\n".join(failures)
     assert passed >= MINIMUM_PASSED
+
+
+INTS = (0, -1, 2, 99, 2**31, -(2**40), 2**62)
+SHAPES = ((), (0, 0), (2, 3, 4, 5, 6, 7), (2**40,))
+
+
+def _mutants(case):
+    """Copies of a model of one node with one thing wrong (or at least odd) about each."""
+    base = onnx.ModelProto()
+    base.CopyFrom(case.model)
+    for info, value in zip(base.graph.input, case.data_sets[0][0], strict=False):
+        if isinstance(value, np.ndarray) and value.dtype.kind == "i" and value.ndim < 2:
+            base.graph.initializer.append(numpy_helper.from_array(value, info.name))
+
+    def mutant(change):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(base)
+        change(copy.graph.node[0], copy.graph)
+        return copy
+
+    node = base.graph.node[0]
+    for a, attribute in enumerate(node.attribute):
+        yield mutant(lambda n, g, a=a: n.attribute.pop(a))
+        other = helper.make_attribute(attribute.name, 3 if attribute.s else "text")
+        yield mutant(lambda n, g, a=a, other=other: n.attribute[a].CopyFrom(other))
+        for value in INTS if attribute.type == attribute.INT else ():
+            yield mutant(lambda n, g, a=a, v=value: setattr(n.attribute[a], "i", v))
+        for value in INTS if attribute.type == attribute.INTS else ():
+            yield mutant(lambda n, g, a=a, v=value: n.attribute[a].ints.__setitem__(0, v))
+            yield mutant(lambda n, g, a=a, v=value: n.attribute[a].ints.append(v))
+    for k in range(len(node.input)):
+        yield mutant(lambda n, g, k=k: n.input.pop(k))
+        yield mutant(lambda n, g, k=k: n.input.__setitem__(k, ""))
+    for k, info in enumerate(base.graph.input):
+        dtype = info.type.tensor_type.elem_type
+        for shape in SHAPES:
+            wrong = helper.make_tensor_value_info(info.name, dtype, shape)
+            yield mutant(lambda n, g, k=k, wrong=wrong: g.input[k].CopyFrom(wrong))
+    for k, tensor in enumerate(base.graph.initializer):
+        array = numpy_helper.to_array(tensor)
+        for value in (array - 1, array * 0, array + 99, np.append(array, array), array.ravel()[:0]):
+            wrong = numpy_helper.from_array(value.astype(array.dtype), tensor.name)
+            yield mutant(lambda n, g, k=k, wrong=wrong: g.initializer[k].CopyFrom(wrong))
+    yield mutant(lambda n, g: n.attribute.append(helper.make_attribute("bogus", 1)))
+    yield mutant(lambda n, g: n.output.append("more"))
+
+
+def test_mutated_nodes_import_or_are_refused(cases):
+    """Whatever is wrong with a node, the user gets a TinycompError: no other exception."""
+    generator = np.random.default_rng(0)
+    single = [
+        c
+        for c in cases
+        if "expanded" not in c.name
+        and len(c.model.graph.node) == 1
+        and all(i.type.HasField("tensor_type") for i in c.model.graph.input)
+        and not any(isinstance(v, list | tuple) for v in c.data_sets[0][0])
+    ]
+    count = 0
+    for index in generator.permutation(len(single))[:150]:
+        mutants = list(_mutants(single[index]))
+        for k in generator.permutation(len(mutants))[:8]:
+            count += 1
+            with contextlib.suppress(TinycompError):
+                from_onnx(mutants[k])
+    assert count > 1000

@@ -22,6 +22,7 @@ from ...relay.builder import Builder
 from ...relay.nodes import Atom, Function, IRModule, Var
 from ...relay.op import OpSet
 from ...types import TensorType, Type
+from .check import NodeChecker
 from .graphs import all_graphs, node_name, sorted_nodes
 from .inputs import input_types
 from .normalize import Normalized, normalize
@@ -66,7 +67,12 @@ def from_onnx(
     importers = onnx_importers()
     _check_supported(proto.graph, importers)
     builder = Builder(default_ops() if ops is None else ops)
-    scope = Scope(builder, importers, memory_budget=memory_budget or Config().memory_budget)
+    scope = Scope(
+        builder,
+        importers,
+        checker=NodeChecker(proto.opset),
+        memory_budget=memory_budget or Config().memory_budget,
+    )
     return _import_model(proto, scope, input_shapes, dims)
 
 
@@ -129,10 +135,11 @@ class Scope:
         importers: Mapping[str, OnnxImport],
         parent: Scope | None = None,
         *,
+        checker: NodeChecker,
         memory_budget: int,
     ) -> None:
         self.builder, self.importers, self.parent = builder, importers, parent
-        self.memory_budget = memory_budget
+        self.checker, self.memory_budget = checker, memory_budget
         self.values: dict[str, Atom] = {}
         self.captures: dict[Atom, Var] = {}
 
@@ -141,7 +148,13 @@ class Scope:
 
     def inner(self, builder: Builder) -> Scope:
         """The scope of a subgraph that emits into `builder`."""
-        return Scope(builder, self.importers, self, memory_budget=self.memory_budget)
+        return Scope(
+            builder,
+            self.importers,
+            self,
+            checker=self.checker,
+            memory_budget=self.memory_budget,
+        )
 
     def check_size(self, type_: Type, what: str) -> None:
         """Refuse a tensor that no memory could hold, before anything allocates it."""
@@ -212,6 +225,7 @@ class Scope:
         inputs = tuple(
             self._require(i, f"read by node {name!r}") if i else None for i in node.input
         )
+        self.checker.check_types(node, [None if i is None else i.type for i in inputs])
         attrs = {
             a.name: attribute_value(a, lambda graph: Subgraph(graph, self), name)
             for a in node.attribute
@@ -250,7 +264,8 @@ class Subgraph:
         outer = self.scope.builder
         builder = Builder(outer.ops, fold=outer.fold, fold_limit=outer.fold_limit)
         scope = self.scope.inner(builder)
-        names = [i.name for i in self.graph.input] or [f"in{n}" for n in range(len(types))]
+        self._check_inputs(len(types))
+        names = [i.name for i in self.graph.input]
         inputs: list[Atom] = [builder.param(n, t) for n, t in zip(names, types, strict=True)]
         outputs = self._run(scope, inputs)
         if finish is not None:
@@ -258,12 +273,13 @@ class Subgraph:
         result: Any = outputs if len(outputs) != 1 or finish is not None else outputs[0]
         return builder.finish(result), tuple(scope.captures)
 
+    def _check_inputs(self, count: int) -> None:
+        expected = len(self.graph.input)
+        if count != expected:
+            raise ModelError(f"subgraph {self.graph.name!r} takes {expected} inputs, got {count}")
+
     def _run(self, scope: Scope, inputs: Sequence[Atom]) -> list[Atom]:
-        if len(inputs) != len(self.graph.input):
-            raise ModelError(
-                f"subgraph {self.graph.name!r} takes {len(self.graph.input)} inputs, "
-                f"got {len(inputs)}"
-            )
+        self._check_inputs(len(inputs))
         for info, value in zip(self.graph.input, inputs, strict=True):
             scope.define(info.name, value)
         scope.define_initializers(self.graph)

@@ -6,15 +6,23 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, inliner, version_converter
+from onnx import GraphProto, ModelProto, checker, inliner, shape_inference, version_converter
 
-from ...diagnostics import Span, UnsupportedModel
+from ...diagnostics import ModelError, Span, UnsupportedModel
+from .check import NodeChecker
 from .graphs import all_graphs, newest_opset, node_name
 from .values import array_of
 
 # Tensors above this many bytes do not go through the version converter, which copies and
 # serialises the whole model (and cannot at 2 GB). Small ones may be attributes it must read.
 SET_ASIDE_BYTES = 1024
+_CONVERSION_ERRORS = (  # what the converter's C++ raises for nodes that it cannot read or convert
+    RuntimeError,
+    ValueError,
+    checker.ValidationError,
+    shape_inference.InferenceError,
+    version_converter.ConvertError,
+)
 _CHANGED_IN_13 = frozenset({"Softmax", "LogSoftmax", "Hardmax"})  # axis meant "from here on"
 
 
@@ -37,6 +45,7 @@ def normalize(model: ModelProto) -> Normalized:
     skeleton, weights = _set_aside(model)
     if skeleton.functions:
         skeleton = inliner.inline_local_functions(skeleton)
+    _check_nodes(skeleton)
     skeleton = _convert(skeleton, weights)
     names = frozenset(i.name for i in skeleton.graph.input) - weights.keys()
     return Normalized(skeleton.graph, weights, names, opset_of(skeleton))
@@ -53,6 +62,18 @@ def _check_opset(model: ModelProto) -> None:
             f"the model uses opset {opset_of(model)}; the newest known here is {newest_opset()}",
             hint="update the onnx package, or export the model with an older opset",
         )
+
+
+def _check_nodes(skeleton: ModelProto) -> None:
+    """Refuse nodes of the wrong form first: onnx's converter reads attributes unchecked."""
+    checker = NodeChecker(opset_of(skeleton))
+    for graph in all_graphs(skeleton.graph):
+        for index, node in enumerate(graph.node):
+            try:
+                checker.check_form(node)
+            except ModelError as error:
+                error.span = Span((node_name(node, index),))
+                raise
 
 
 def _set_aside(model: ModelProto) -> tuple[ModelProto, dict[str, np.ndarray]]:
@@ -100,7 +121,7 @@ def _convert(skeleton: ModelProto, weights: dict[str, np.ndarray]) -> ModelProto
         skeleton.graph.input.append(info)
     try:
         return version_converter.convert_version(skeleton, newest_opset())
-    except (RuntimeError, onnx.checker.ValidationError, version_converter.ConvertError) as error:
+    except _CONVERSION_ERRORS as error:
         _check_unconverted(skeleton, error)
         return skeleton
 
