@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ..dtype import DType
 from ..ir.expr import Var, as_int
-from ..relay.passes.alter_op_layout import groups_to_merge
+from ..relay.passes.alter_op_layout import COPY_COST, fill_blocks
 from ..target import Target
 from ..te.tensor import ComputeOp
 from ..tir.schedule import Stage
@@ -50,8 +50,10 @@ def choose_conv_tile(
                 pixels = th * tw
                 if th > height or pixels * vectors + vectors + 1 > target.vector_registers - 1:
                     continue
-                merged = groups_to_merge(groups, channels // groups, vectors * lanes)
-                cost = _cost(height, width, channels, (th, tw, vectors), lanes) * merged
+                merged, padded = fill_blocks(groups, channels // groups, vectors * lanes)
+                computed = groups // merged * padded
+                cost = _cost(height, width, computed, (th, tw, vectors), lanes) * merged
+                cost *= COPY_COST if computed > channels else 1.0
                 if best is None or cost < best[0]:
                     best = (cost, th, tw, vectors * lanes)
     assert best is not None

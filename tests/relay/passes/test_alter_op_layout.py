@@ -109,12 +109,14 @@ def test_convolutions(groups, layout, left):
     assert (attrs.kernel_layout, attrs.groups) == (layout, left)
 
 
-def test_groups_that_never_fill_a_block_become_one():
+@pytest.mark.parametrize(("groups", "out", "left", "padded"), [(3, 3, 1, 3), (3, 15, 3, 24)])
+def test_groups_that_never_fill_a_block_become_one_or_are_padded(groups, out, left, padded):
     b = Builder(OPS)
-    x, w = b.param("x", (1, 5, 5, 9)), weight(b, 6, 3, 1, 1)
-    g = check(b.finish(b.call("nn.conv2d", x, w, groups=3, data_layout="NHWC")))
+    x, w = b.param("x", (1, 5, 5, 9)), weight(b, out, 9 // groups, 1, 1)
+    y = b.call("nn.conv2d", x, w, groups=groups, data_layout="NHWC")
+    g = check(b.finish(b.call("nn.relu", y)))
     attrs = next(b.value.attrs for b in g.bindings if b.value.op.name == "nn.conv2d")
-    assert (attrs.kernel_layout, attrs.groups) == ("packed", 1)
+    assert (attrs.kernel_layout, attrs.groups, attrs.out_channels) == ("packed", left, padded)
 
 
 def test_groups_are_merged_only_in_constant_weights():

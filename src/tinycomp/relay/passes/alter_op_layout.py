@@ -29,8 +29,8 @@ class AlterOpLayout(FunctionPass):
       reshaped to one too, so that a linear layer of any rank is one large product; elementwise
       operators after it (bias, activation, residual) stay in that form, which keeps them fusable.
     - Depthwise `nn.conv2d` gets its weight as [kh, kw, C], kernel_layout "HWC".
-    - Other `nn.conv2d` get `nn.pack_conv2d(weight)`, kernel_layout "packed"; neighbouring groups
-      are merged until blocks of channels do not cross them, see `groups_to_merge`.
+    - Other `nn.conv2d` get `nn.pack_conv2d(weight)`, kernel_layout "packed"; groups are merged or
+      padded so that blocks of channels do not cross them, see `fill_blocks`.
 
     `choose_tile` is asked for the register tile, (rows, columns) of a matmul and (rows, columns,
     channels) of a convolution; None leaves the operator as it is.
@@ -53,7 +53,7 @@ class _Rewriter:
         self.plain: dict[Atom, Atom] = {p: p for p in function.params}
         self.flat: dict[Atom, Atom] = {}
         self.packed: dict[tuple[str, Atom, tuple[int, ...]], Atom] = {}
-        self.merged: dict[tuple[Constant, int, int], Constant] = {}
+        self.regrouped: dict[tuple[Constant, int, int, int], Constant] = {}
         self.changed = False
 
     def run(self) -> Function:
@@ -157,12 +157,16 @@ class _Rewriter:
             self.packed[key] = self.builder.call(op, weight, tile=tile)
         return self.packed[key]
 
-    def _merged(self, weight: Constant, groups: int, count: int) -> Constant:
-        """The weight of groups // count groups, `count` old ones each; made once per weight."""
-        if (weight, groups, count) not in self.merged:
-            data = merge_groups(weight.data, groups, count)
-            self.merged[weight, groups, count] = Constant(data, weight.span)
-        return self.merged[weight, groups, count]
+    def _regrouped(self, weight: Constant, groups: int, merged: int, channels: int) -> Constant:
+        """The weight of groups of `channels`, `merged` old ones each; made once per weight."""
+        key = (weight, groups, merged, channels)
+        if key not in self.regrouped:
+            data = merge_groups(weight.data, groups, merged)
+            grouped = data.reshape(groups // merged, -1, *data.shape[1:])
+            after = channels - grouped.shape[1]
+            padded = np.pad(grouped, [(0, 0), (0, after)] + [(0, 0)] * (data.ndim - 1))
+            self.regrouped[key] = Constant(padded.reshape(-1, *data.shape[1:]), weight.span)
+        return self.regrouped[key]
 
     def _conv2d(self, binding: Binding, value: Call) -> bool:
         attrs, (x, w) = value.attrs, value.args
@@ -173,40 +177,70 @@ class _Rewriter:
             return False
         o, i, kh, kw = w.type.static_shape
         groups: int = attrs.groups  # type: ignore[attr-defined]
-        weight = self.as_is(w)
-        if groups == o and i == 1 and groups > 1:
-            moved = self.builder.call("transpose", weight, axes=(2, 3, 0, 1))
-            packed = self.builder.call("reshape", moved, newshape=(kh, kw, o))
-            change: dict[str, object] = {"kernel_layout": "HWC"}
-        else:
+        if groups == 1 or (groups, i) != (o, 1):
             tile = self.choose_tile(binding)
-            if tile is None:
-                return False
-            count = groups_to_merge(groups, o // groups, tile[2])
-            if count > 1:
-                if not isinstance(weight, Constant):
-                    return False
-                weight = self._merged(weight, groups, count)
-            packed = self._packed("nn.pack_conv2d", weight, tile)
-            change = {"kernel_layout": "packed", "tile": tile, "groups": groups // count}
-        new = replace(attrs, out_channels=o, kernel_size=(kh, kw), **change)  # type: ignore[call-arg]
+            return tile is not None and self._conv2d_packed(binding, value, tile)
+        moved = self.builder.call("transpose", self.as_is(w), axes=(2, 3, 0, 1))
+        packed = self.builder.call("reshape", moved, newshape=(kh, kw, o))
+        new = replace(attrs, out_channels=o, kernel_size=(kh, kw), kernel_layout="HWC")  # type: ignore[call-arg]
         assert isinstance(value.op, Op)
         self.plain[binding.var] = self.builder.call(value.op, self.as_is(x), packed, attrs=new)
         return True
 
+    def _conv2d_packed(self, binding: Binding, value: Call, tile: tuple[int, ...]) -> bool:
+        attrs, (x, w), type_ = value.attrs, value.args, binding.var.type
+        assert isinstance(w.type, TensorType)
+        assert isinstance(type_, TensorType)
+        o, _, *kernel = w.type.static_shape
+        groups: int = attrs.groups  # type: ignore[attr-defined]
+        merged, channels = fill_blocks(groups, o // groups, tile[2])
+        weight, used = self.as_is(w), merged * o // groups  # output channels of a new group
+        if merged > 1 or channels > used:
+            if not isinstance(weight, Constant):
+                return False
+            weight = self._regrouped(weight, groups, merged, channels)
+        groups //= merged
+        new = replace(
+            attrs, out_channels=groups * channels, kernel_size=tuple(kernel),
+            kernel_layout="packed", tile=tile, groups=groups,
+        )  # type: ignore[call-arg]  # fmt: skip
+        packed = self._packed("nn.pack_conv2d", weight, tile)
+        call = self.builder.call
+        result = call(value.op, self.as_is(x), packed, attrs=new)  # type: ignore[arg-type]
+        if channels > used:
+            lead = type_.shape[:-1]
+            apart = call("reshape", result, newshape=(*lead, groups, channels))
+            end = (*lead, groups, used)
+            taken = call("strided_slice", apart, begin=(0,) * 5, end=end, strides=(1,) * 5)
+            result = call("reshape", taken, newshape=type_.shape)
+        self.plain[binding.var] = result
+        return True
 
-def groups_to_merge(groups: int, channels: int, block: int) -> int:
-    """How many neighbouring groups to merge so that blocks of output channels do not cross them.
+
+COPY_COST = 1.3
+"""What padded groups cost more than their products: their results are copied together."""
+
+
+def fill_blocks(groups: int, channels: int, block: int) -> tuple[int, int]:
+    """How to keep blocks of output channels from crossing groups, with the least work.
 
     Args:
         channels: output channels of one group.
         block: output channels of one block of packed weights.
 
-    >>> groups_to_merge(32, 4, 16), groups_to_merge(2, 96, 32), groups_to_merge(3, 20, 16)
-    (4, 1, 3)
+    Returns:
+        How many neighbouring groups become one, and the output channels of a new group with
+        padding; one group alone needs none.
+
+    >>> fill_blocks(32, 4, 16), fill_blocks(2, 96, 32), fill_blocks(3, 20, 16)
+    ((4, 16), (1, 96), (1, 32))
     """
     divisors = (d for d in range(1, groups) if groups % d == 0)
-    return next((d for d in divisors if d * channels % block == 0), groups)
+    merged = next((d for d in divisors if d * channels % block == 0), groups)
+    padded = -(-channels // block) * block
+    if padded * COPY_COST < merged * channels:
+        return 1, padded
+    return merged, merged * channels
 
 
 def merge_groups(weight: np.ndarray, groups: int, count: int) -> np.ndarray:
