@@ -46,6 +46,13 @@ def test_conditions_on_lanes_become_predicates(kit):
     assert all(n.predicate is not None for n in preorder(store) if isinstance(n, Load))
 
 
+def test_scalars_are_read_whatever_the_condition(kit):
+    a, x, b, i = kit.buffer("A", 8), kit.buffer("X"), kit.buffer("B", 8), Var("i")
+    value = if_then_else(i < 5, Load(a, (i,), None) * Load(x, (), None), const(0.0, "float32"))
+    store = Store(b, (i,), value)
+    assert lanes(kit.same(kit.func(kit.loop(i, 8, store, "vectorized"), a, x, b), vectors)) == [8]
+
+
 def test_else_branch_and_conditions_common_to_all_lanes(kit):
     a, b, o, i = kit.buffer("A", 2, 8), kit.buffer("B", 2, 8), Var("o"), Var("i")
     one, two, three = (Store(b, (o, i), Load(a, (o, i), None) + v) for v in (1.0, 2.0, 3.0))

@@ -199,7 +199,7 @@ class _Lanes:
         """`value` where lanes without `mask` read nothing and report nothing."""
 
         def step(node: Any, parts: list[Any]) -> Any:
-            if isinstance(node, Load):
+            if isinstance(node, Load) and node.indices:  # without: one element, always there
                 indices = [*parts[: len(node.indices)]]
                 if all(i.lanes == 1 for i in indices):  # not even one lane may be allowed to read
                     indices[0] = _broadcast(indices[0], self.lanes)
