@@ -265,7 +265,6 @@ def test_cross_compiled_modules_are_saved_but_not_run(config, tmp_path):
     ("arguments", "message"),
     [
         ({"target": "tpu"}, "unknown target"),
-        ({"target": "cuda"}, "not available yet"),
         ({"precision": "fp8"}, "precision"),
         ({"opt_level": 7}, "opt_level"),
         ({"num_threads": -1}, "num_threads"),

@@ -22,16 +22,17 @@ import numpy as np
 from .config import Config
 from .diagnostics import ArtifactError, MemoryBudgetError, ModelError, TinycompError
 from .runtime.arrays import aligned_empty
-from .runtime.artifact import Artifact, KernelInfo, Manifest, ValueSpec
+from .runtime.artifact import Artifact, Manifest
 from .runtime.cache import Cache, content_key, source_digest, touch
-from .runtime.module import Module
+from .runtime.cuda_driver import DEFAULT_ARCH, present_arch
+from .runtime.module import Module, make_module
 from .runtime.native import POOL_OBJECT
 from .target import Target, default_num_threads
 
 if TYPE_CHECKING:
     import onnx
 
-    from .relay.nodes import Function, IRModule
+    from .relay.nodes import IRModule
     from .relay.pass_infra import PassContext
     from .relay.plan import ExecutionPlan
 
@@ -56,7 +57,8 @@ def compile(
 
     Args:
         model: path of an ONNX file, its bytes, a ModelProto, or a relay IRModule.
-        target: "llvm" for this machine's CPU, or for instance "llvm -mcpu=x86-64-v3".
+        target: "llvm" for this machine's CPU, or for instance "llvm -mcpu=x86-64-v3"; "cuda" for
+            this machine's GPU, or sm_90a where there is none; "cuda -arch=sm_80".
         input_shapes: shapes by input name, where the model leaves them open.
         dims: sizes of symbolic dimensions by name.
         num_threads: threads of one call; default: the cores this process may use.
@@ -125,7 +127,7 @@ def compile_with(
     """`compile` with explicit settings instead of those of the environment."""
     threads = num_threads or config.num_threads or default_num_threads()
     options = Options(
-        _cpu_target(target),
+        choose_target(target),
         {name: tuple(shape) for name, shape in (input_shapes or {}).items()},
         dict(dims or {}),
         threads,
@@ -145,11 +147,12 @@ def compile_with(
     manifest = dataclasses.replace(
         artifact.manifest, source=source.path, source_sha256=source.sha256
     )
-    return Module(dataclasses.replace(artifact, manifest=manifest), num_threads=threads)
+    return make_module(dataclasses.replace(artifact, manifest=manifest), num_threads=threads)
 
 
 def build(model: Model, options: Options, cache: Cache, report: Reporter) -> Artifact:
     """Compile without looking for a finished artifact."""
+    from .cuda_kernels import assemble_cuda, compile_cuda_kernels
     from .kernels import compile_kernels
     from .ops import default_ops
     from .relay.pass_infra import PassContext
@@ -160,6 +163,14 @@ def build(model: Model, options: Options, cache: Cache, report: Reporter) -> Art
     ctx = PassContext(default_ops(), options.target, options.opt_level)
     parameters = parameter_count(module)
     module = optimize(module, ctx, options.target)
+    if options.target.kind == "cuda":
+        return assemble_cuda(
+            module,
+            compile_cuda_kernels(module.main, options.target, cache, report),
+            options.target,
+            {"opt_level": options.opt_level, "precision": options.precision},
+            parameters,
+        )
     kernels = compile_kernels(module.main, options, cache, report)
     report("plan memory", 0, 1)
     return assemble(module, kernels, options, parameters)
@@ -198,6 +209,7 @@ def assemble(
     from .codegen.entry import emit_entry
     from .codegen.llvm import compile_kernels
     from .codegen.threadpool import emit_threadpool
+    from .kernels import kernel_infos, specs
     from .levels import kernels_text
     from .relay.constant_pool import ConstantPool
     from .relay.passes.plan_memory import plan_memory
@@ -214,9 +226,9 @@ def assemble(
     pool.write_into(constants)
     manifest = Manifest(
         target=target,
-        inputs=_specs(module.input_names, plan.inputs, "input"),
-        outputs=_specs(module.output_names, plan.outputs, "output"),
-        kernels=_kernel_infos(plan, module.main, kernels),
+        inputs=specs(module.input_names, plan.inputs, "input"),
+        outputs=specs(module.output_names, plan.outputs, "output"),
+        kernels=kernel_infos(plan, kernels),
         arena_bytes=plan.arena_bytes,
         unshared_bytes=plan.unshared_bytes,
         parameters=parameters,
@@ -263,33 +275,6 @@ def parameter_count(module: IRModule) -> int:
 
 def _key(binding: Any) -> str:
     return binding.value.op.attrs["key"]
-
-
-def _specs(names: Sequence[str], types: Sequence[Any], kind: str) -> tuple[ValueSpec, ...]:
-    names = tuple(names) or tuple(f"{kind}{i}" for i in range(len(types)))
-    return tuple(
-        ValueSpec(name, type_.static_shape, type_.dtype)
-        for name, type_ in zip(names, types, strict=True)
-    )
-
-
-def _kernel_infos(
-    plan: ExecutionPlan, main: Function, kernels: Mapping[str, Any]
-) -> tuple[KernelInfo, ...]:
-    from .relay.plan import KernelCall, all_steps
-
-    flops = {k.name: k.flops for k in kernels.values()}
-    return tuple(
-        KernelInfo(
-            step.kernel,
-            step.label,
-            step.span.nodes,
-            flops[step.kernel],
-            sum(ref.nbytes for ref in step.args),
-        )
-        for step in all_steps(plan.steps)
-        if isinstance(step, KernelCall)
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,12 +348,11 @@ def _external(path: Path, data: bytes) -> list[bytes]:
     return digests
 
 
-def _cpu_target(target: str | Target) -> Target:
+def choose_target(target: str | Target) -> Target:
+    """The target meant: "cuda" alone is the architecture of this machine's GPU, if there is one."""
     parsed = Target.parse(target)
-    if parsed.kind != "llvm":
-        raise TinycompError(
-            f"the target {parsed.kind} is not available yet", hint='compile for "llvm"'
-        )
+    if parsed.kind == "cuda" and not parsed.arch:
+        return dataclasses.replace(parsed, arch=present_arch() or DEFAULT_ARCH)
     return parsed
 
 

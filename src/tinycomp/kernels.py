@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from .codegen.llvm import KernelIR, emit_kernel
 from .codegen.llvm import compile_kernels as compile_llvm
 from .cost import function_flops
 from .relay.nodes import Call, Function, all_functions
 from .relay.passes.plan_memory import KernelInfo
+from .relay.plan import ExecutionPlan, KernelCall, all_steps
+from .runtime.artifact import KernelInfo as ManifestKernel
+from .runtime.artifact import ValueSpec
 from .runtime.cache import Cache, content_key, source_digest
 from .schedules import build_kernel
 from .target import Target
@@ -116,3 +119,28 @@ def _finish(ir: KernelIR, flops: int, target: Target, cache: Cache, entry: str) 
     )
     cache.put(entry, kernel.to_bytes())
     return kernel
+
+
+def specs(names: Sequence[str], types: Sequence[Any], kind: str) -> tuple[ValueSpec, ...]:
+    """Inputs or outputs of a model for the manifest; those without names are numbered."""
+    names = tuple(names) or tuple(f"{kind}{i}" for i in range(len(types)))
+    return tuple(
+        ValueSpec(name, type_.static_shape, type_.dtype)
+        for name, type_ in zip(names, types, strict=True)
+    )
+
+
+def kernel_infos(plan: ExecutionPlan, kernels: Mapping[str, Any]) -> tuple[ManifestKernel, ...]:
+    """The kernel calls of a plan, for the manifest; `kernels` have name and flops."""
+    flops = {k.name: k.flops for k in kernels.values()}
+    return tuple(
+        ManifestKernel(
+            step.kernel,
+            step.label,
+            step.span.nodes,
+            flops[step.kernel],
+            sum(ref.nbytes for ref in step.args),
+        )
+        for step in all_steps(plan.steps)
+        if isinstance(step, KernelCall)
+    )

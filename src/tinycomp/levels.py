@@ -36,9 +36,15 @@ def render(artifact: Artifact, level: str) -> str:
             f"its {level} cannot be shown",
             hint="compile the model again to see it",
         )
-    one, target, ops = _RENDERERS[level], artifact.manifest.target, default_ops()
+    one, target = _RENDERERS[level], artifact.manifest.target
+    return "\n\n".join(one(function, target) for function in kernel_functions(artifact))
+
+
+def kernel_functions(artifact: Artifact) -> list[Function]:
+    """The distinct primitive functions that an artifact's kernels compute."""
+    ops = default_ops()
     texts = artifact.texts["kernels"].split(_SEPARATOR)
-    return "\n\n".join(one(parse_function(text, ops), target) for text in texts if text)
+    return [parse_function(text, ops) for text in texts if text]
 
 
 def kernels_text(main: Function) -> str:

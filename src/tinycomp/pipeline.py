@@ -31,6 +31,7 @@ def default_pipeline(opt_level: int, target: Target) -> Sequential:
         passes += [CanonicalizeOps(), FoldConstant(), SimplifyExpr(), EliminateCommonSubexpr()]
     if opt_level >= 2:
         passes += [FoldExplicitPadding(), FoldScaleAxis(), FoldConstant()]
+    if opt_level >= 2 and target.kind == "llvm":  # packed layouts are for the CPU's schedules
         passes += [ConvertLayout(), CanonicalizeOps(), FoldConstant(), SimplifyExpr()]
         passes += [EliminateCommonSubexpr()]
         tile_of = functools.partial(choose_tile, target=target)

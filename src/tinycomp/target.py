@@ -51,7 +51,8 @@ class Target:
 
     @staticmethod
     def parse(text: str | Target) -> Target:
-        """A target from text: `llvm`, `llvm -mcpu=NAME [-mtriple=T] [-mattr=+a,-b]`, `cpu`.
+        """A target from text: `llvm`, `llvm -mcpu=NAME [-mtriple=T] [-mattr=+a,-b]`, `cpu`,
+        `cuda [-arch=sm_90a]`; without an architecture the compiler chooses one.
 
         Raises:
             TinycompError: unknown kind or option.
@@ -60,7 +61,9 @@ class Target:
             return text
         kind, *options = text.split()
         if kind not in ("llvm", "cpu", "cuda"):
-            raise TinycompError(f"unknown target {text!r}", hint='use "llvm" or "llvm -mcpu=NAME"')
+            raise TinycompError(
+                f"unknown target {text!r}", hint='use "llvm", "llvm -mcpu=NAME" or "cuda"'
+            )
         values: dict[str, str] = {}
         for option in options:
             name, _, value = option.partition("=")
@@ -71,14 +74,14 @@ class Target:
                 )
             values[name] = value
         if kind == "cuda":
-            return Target("cuda", arch=values.get("-arch", "sm_90a"))
+            return Target("cuda", arch=values.get("-arch", ""))
         if not values:
             return Target.host()
         return _cross(values.get("-mcpu", ""), values.get("-mtriple", ""), values.get("-mattr", ""))
 
     def __str__(self) -> str:
         if self.kind == "cuda":
-            return f"cuda -arch={self.arch}"
+            return f"cuda -arch={self.arch}" if self.arch else "cuda"
         return f"llvm -mcpu={self.cpu} ({self.triple}, {self.vector_bits}-bit vectors)"
 
 

@@ -6,6 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
+from ..runtime.cuda_driver import present_arch
 from .common import (
     add_compile_options,
     add_json_option,
@@ -57,12 +58,12 @@ def run(args: argparse.Namespace) -> int:
         f"({human_bytes(manifest.unshared_bytes)} without reuse), {seconds:.2f} s"
     )
     note(f"target: {manifest.target}")
+    if manifest.target.kind == "cuda" and args.target.split() == ["cuda"] and not present_arch():
+        note("no GPU is found here; for another one, --target 'cuda -arch=sm_80'")
     return 0
 
 
 def _dump(module, folder: Path) -> None:
-    from ..runtime.module import LEVELS
-
     folder.mkdir(parents=True, exist_ok=True)
-    for level in LEVELS:
+    for level in module.levels:
         (folder / f"{level}.txt").write_text(module.ir(level))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import ctypes.util
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import sys
@@ -16,7 +14,16 @@ from .. import __version__
 from ..config import Config
 from .common import add_json_option, human_bytes, print_json, print_values
 
-_PACKAGES = ("numpy", "onnx", "llvmlite", "ml_dtypes", "onnxruntime", "openvino", "cupy-cuda13x")
+_PACKAGES = (
+    "numpy",
+    "onnx",
+    "llvmlite",
+    "ml_dtypes",
+    "onnxruntime",
+    "openvino",
+    "cupy-cuda13x",
+    "nvidia-cuda-nvrtc",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,11 +68,12 @@ def _cpu() -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, Any]:
-    nvrtc = ctypes.util.find_library("nvrtc")
-    if nvrtc is None and importlib.util.find_spec("nvidia") is not None:
-        found = importlib.util.find_spec("nvidia.cuda_nvrtc")
-        nvrtc = "nvidia-cuda-nvrtc package" if found else None
-    return {"CUDA driver": _cuda_driver(), "NVRTC": nvrtc or "not found"}
+    from ..codegen.nvrtc import describe
+    from ..runtime.cuda_driver import present_arch
+
+    driver = _cuda_driver()
+    arch = present_arch()
+    return {"CUDA driver": f"{driver}, {arch}" if arch else driver, "NVRTC": describe()}
 
 
 def _cuda_driver() -> str:

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="an ONNX file or an artifact")
     parser.add_argument(
-        "--ir", choices=["relay", "te", "tir", "llvm", "asm"], help="print this level instead"
+        "--ir",
+        choices=["relay", "te", "tir", "llvm", "asm", "cuda"],
+        help="print this level instead",
     )
     add_json_option(parser)
     add_compile_options(parser)

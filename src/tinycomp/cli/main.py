@@ -23,6 +23,7 @@ COMMANDS = {
     "verify": "compare the outputs of a model with a reference engine",
     "bench": "time a model or artifact, beside other engines if wanted",
     "inspect": "inputs, outputs, operators, FLOPs, fused groups, memory",
+    "export": "write the CUDA sources of a model to a folder",
     "profile": "time per fused kernel, with its ONNX nodes and share of the roofline",
     "models": "write one of the built-in example models",
     "doctor": "what tinycomp finds on this machine",

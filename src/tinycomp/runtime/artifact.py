@@ -231,6 +231,8 @@ def _damaged(path: Path, part: str) -> ArtifactError:
 
 def foreign_reason(target: Target) -> str:
     """Why this machine cannot run code for `target`; empty if it can."""
+    if target.kind == "cuda":
+        return ""  # whether there is a GPU shows when the model is run
     host = Target.host()
     if target.triple.partition("-")[0] != host.triple.partition("-")[0]:
         return f"{target.triple}, but this machine is {host.triple}"

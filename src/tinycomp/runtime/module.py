@@ -66,6 +66,16 @@ class Module:
         return self._artifact.manifest
 
     @property
+    def artifact(self) -> Artifact:
+        """Machine code, constants and texts, as they are saved."""
+        return self._artifact
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """What `ir` shows, from the graph down."""
+        return LEVELS
+
+    @property
     def inputs(self) -> tuple[ValueSpec, ...]:
         """Name, shape and dtype of the inputs, in the model's order."""
         return self.manifest.inputs
@@ -153,15 +163,16 @@ class Module:
         self._artifact.save(path)
 
     def ir(self, level: str) -> str:
-        """The model at one level: "relay" (fused), "te", "tir", "llvm" or "asm".
+        """The model at one level: "relay" (fused), "te", "tir", then "llvm" or "asm", or "cuda".
 
         Below relay these are the kernels, each distinct one once.
 
         Raises:
             TinycompError: no such level, or another version of tinycomp made the artifact.
         """
-        if level not in LEVELS:
-            raise TinycompError(f"unknown level {level!r}", hint="levels are " + ", ".join(LEVELS))
+        if level not in self.levels:
+            names = ", ".join(self.levels)
+            raise TinycompError(f"unknown level {level!r}", hint=f"levels are {names}")
         if level in self._artifact.texts:
             return self._artifact.texts[level]
         from ..levels import render  # above this layer: showing a kernel generates it again
@@ -179,7 +190,16 @@ def load(path: str | Path, *, num_threads: int | None = None) -> Module:
     Raises:
         ArtifactError: not an artifact, damaged, of another version, or for another machine.
     """
-    return Module(Artifact.load(path), num_threads=num_threads)
+    return make_module(Artifact.load(path), num_threads=num_threads)
+
+
+def make_module(artifact: Artifact, *, num_threads: int | None = None) -> Module:
+    """The module of an artifact, for the kind of machine that it is compiled for."""
+    if artifact.manifest.target.kind == "cuda":
+        from .cuda import CudaModule  # needs this module
+
+        return CudaModule(artifact)
+    return Module(artifact, num_threads=num_threads)
 
 
 class _Frame:

@@ -17,6 +17,7 @@ from ..tir.schedule import Schedule, create_schedule
 from .collapse import collapse_dims
 from .common import Kernel
 from .elementwise import schedule_elementwise
+from .gpu import build_gpu_kernel
 from .matmul import schedule_matmul
 from .reduction import schedule_lane_reduction
 from .rows import schedule_rows
@@ -28,6 +29,8 @@ __all__ = ["build_kernel", "default_schedule"]
 
 def build_kernel(function: Function, target: Target, name: str) -> PrimFunc:
     """The lowered kernel of a primitive function under its default schedule."""
+    if target.kind == "cuda":
+        return build_gpu_kernel(function, target, name)
     return lower(default_schedule(function, target, name).func, target)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ..diagnostics import InternalError
 from ..ir.expr import const
@@ -11,12 +12,18 @@ from ..relay.op import Op
 from ..te.tensor import ComputeOp, Tensor, compute, placeholder
 from ..types import TensorType
 
+Compute = Callable[[Any, Sequence[Tensor], Any], list[Tensor] | None]
 
-def to_te(function: Function) -> tuple[list[Tensor], list[Tensor]]:
+
+def to_te(
+    function: Function, computes: Mapping[str, Compute] | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
     """Input placeholders, one per parameter, and the output tensors of a primitive function.
 
-    Operators are expanded by their `Op.compute`; spans go along.
+    Operators are expanded by `computes`, where that has an expansion for a target that is not
+    None, else by their `Op.compute`; spans go along.
     """
+    special = computes or {}
     values: dict[Atom, list[Tensor]] = {}
     inputs: list[Tensor] = []
     for param in function.params:
@@ -42,7 +49,11 @@ def to_te(function: Function) -> tuple[list[Tensor], list[Tensor]]:
                     f"{value.op.name} has no tensor expression; a pass should have removed it"
                 )
             arguments = [t for a in value.args for t in tensors(a)]
-            values[binding.var] = value.op.compute(value.attrs, arguments, binding.var.type)
+            own = special.get(value.op.name)
+            found = own(value.attrs, arguments, binding.var.type) if own else None
+            if found is None:
+                found = value.op.compute(value.attrs, arguments, binding.var.type)
+            values[binding.var] = found
         else:
             raise InternalError(f"a primitive function may not contain {type(value).__name__}")
     outputs = [_own_stage(t, inputs) for t in tensors(function.result)]

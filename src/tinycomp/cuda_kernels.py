@@ -1,0 +1,161 @@
+"""Compiling the kernels of a fused function for a GPU, and the artifact around them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .codegen.cuda import CudaKernel, emit_cuda
+from .codegen.cuda_limits import Launch
+from .codegen.nvrtc import Resources, compile_cuda, library
+from .cost import function_flops
+from .kernels import kernel_infos, kernel_name, primitive_functions, specs
+from .levels import kernels_text
+from .relay.constant_pool import ConstantPool
+from .relay.nodes import Function, IRModule
+from .relay.passes.fuse_ops import label_of
+from .relay.passes.plan_memory import KernelInfo, plan_memory
+from .runtime.arrays import aligned_empty
+from .runtime.artifact import Artifact, Manifest
+from .runtime.cache import Cache, content_key, source_digest
+from .runtime.cuda_plan import CudaPlan, launch_from_json
+from .schedules import build_kernel
+from .target import Target
+
+_WORKERS = 2  # NVRTC runs beside the generation of the next kernels
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledCudaKernel:
+    """The source and machine code of a kernel, and how to launch it."""
+
+    name: str
+    source: str
+    launches: tuple[Launch, ...]
+    workspace_bytes: int
+    flops: int
+    resources: Mapping[str, Resources]
+    cubin: bytes
+
+    def planned(self) -> KernelInfo:
+        """What the memory planner needs to know."""
+        can_fail = any(launch.can_fail for launch in self.launches)
+        return KernelInfo(self.name, self.workspace_bytes, can_fail)
+
+    def to_bytes(self) -> bytes:
+        head = json.dumps(
+            [self.name, self.source, [asdict(one) for one in self.launches],
+             self.workspace_bytes, self.flops,
+             {name: asdict(r) for name, r in self.resources.items()}]
+        ).encode()  # fmt: skip
+        return len(head).to_bytes(4, "little") + head + self.cubin
+
+    @staticmethod
+    def from_bytes(data: bytes) -> CompiledCudaKernel:
+        size = int.from_bytes(data[:4], "little")
+        name, source, launches, workspace, flops, resources = json.loads(data[4 : 4 + size])
+        return CompiledCudaKernel(
+            name,
+            source,
+            tuple(launch_from_json(one) for one in launches),
+            workspace,
+            flops,
+            {entry: Resources(**r) for entry, r in resources.items()},
+            data[4 + size :],
+        )
+
+
+def generate_cuda(function: Function, target: Target) -> CudaKernel:
+    """te, schedule, tir and CUDA C++ of one primitive function."""
+    name = kernel_name(function)
+    func = build_kernel(function, target, name)
+    return emit_cuda(func, target.arch, label_of(function))
+
+
+def compile_cuda_kernels(
+    main: Function, target: Target, cache: Cache, report: Callable[[str, int, int], None]
+) -> dict[str, CompiledCudaKernel]:
+    """The distinct kernels of a fused function, by structural key, compiled for `target.arch`.
+
+    Raises:
+        TinycompError: NVRTC is missing, or does not know the architecture.
+    """
+    functions = primitive_functions(main)
+    if functions:
+        library()  # say at once that it is missing
+    pending: dict[str, CompiledCudaKernel | Future[CompiledCudaKernel]] = {}
+    report("compile kernels", 0, len(functions))
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        for done, (key, function) in enumerate(functions.items()):
+            entry = content_key("cuda", key, kernel_name(function), repr(target), source_digest())
+            stored = cache.get(entry)
+            if stored is not None:
+                pending[key] = CompiledCudaKernel.from_bytes(stored)
+            else:
+                kernel = generate_cuda(function, target)
+                flops = function_flops(function)
+                pending[key] = pool.submit(_finish, kernel, flops, target, cache, entry)
+            report("compile kernels", done + 1, len(functions))
+        return {k: p.result() if isinstance(p, Future) else p for k, p in pending.items()}
+
+
+def _finish(
+    kernel: CudaKernel, flops: int, target: Target, cache: Cache, entry: str
+) -> CompiledCudaKernel:
+    cubin = compile_cuda(kernel.source, target.arch, f"{kernel.name}.cu")
+    compiled = CompiledCudaKernel(
+        kernel.name, kernel.source, kernel.launches, kernel.workspace_bytes, flops,
+        cubin.kernels, cubin.code,
+    )  # fmt: skip
+    cache.put(entry, compiled.to_bytes())
+    return compiled
+
+
+def assemble_cuda(
+    module: IRModule,
+    kernels: Mapping[str, CompiledCudaKernel],
+    target: Target,
+    options: Mapping[str, Any],
+    parameters: int,
+) -> Artifact:
+    """Memory plan, launches and constants around compiled kernels."""
+    import llvmlite
+
+    pool = ConstantPool()
+    plan = plan_memory(
+        module.main,
+        lambda b: kernels[b.value.op.attrs["key"]].planned(),  # type: ignore[union-attr]
+        pool,
+    )
+    constants = aligned_empty((pool.nbytes,), np.dtype(np.uint8))
+    pool.write_into(constants)
+    manifest = Manifest(
+        target=target,
+        inputs=specs(module.input_names, plan.inputs, "input"),
+        outputs=specs(module.output_names, plan.outputs, "output"),
+        kernels=kernel_infos(plan, kernels),
+        arena_bytes=plan.arena_bytes,
+        unshared_bytes=plan.unshared_bytes,
+        parameters=parameters,
+        options=dict(options),
+        generator=source_digest(),
+        llvmlite=llvmlite.__version__,
+    )
+    held = {k.name: k for k in kernels.values()}
+    extra = CudaPlan(
+        plan,
+        {name: k.launches for name, k in held.items()},
+        {name: k.resources for name, k in held.items()},
+    )
+    texts = {
+        "relay": str(module),
+        "kernels": kernels_text(module.main),
+        "cuda": "\n\n".join(f"// ---- {n}\n{k.source}" for n, k in held.items()),
+        "plan": extra.to_json(),
+    }
+    return Artifact(manifest, {n: k.cubin for n, k in held.items()}, constants, texts)

@@ -1,0 +1,90 @@
+"""Default schedules for GPUs, by the shape of the computation as on the CPU.
+
+Elementwise work is spread flat over threads; rows (softmax, normalisation) get a warp or a block
+each; products and convolutions are tiles in shared memory and registers; everything else has
+one thread per output element. What no schedule binds gets a sound binding at the end.
+"""
+
+from __future__ import annotations
+
+from ...codegen.cuda_limits import shared_limit
+from ...diagnostics import ScheduleError
+from ...ir.expr import Load, variables
+from ...ir.node import postorder
+from ...relay.nodes import Function
+from ...target import Target
+from ...te.tensor import ComputeOp
+from ...tir.lower_gpu import lower_gpu
+from ...tir.nodes import Alloc, PrimFunc, Scope
+from ...tir.schedule import Schedule, create_schedule
+from ...tir.tree import statements
+from ..collapse import collapse_dims
+from ..common import Kernel
+from ..to_te import to_te
+from .bind import bind_unbound
+from .elementwise import schedule_elementwise
+from .gemm import COMPUTES, schedule_gemm
+from .reduction import schedule_outputs
+from .rows import schedule_rows
+
+__all__ = ["build_gpu_kernel", "default_gpu_schedule"]
+
+
+def build_gpu_kernel(function: Function, target: Target, name: str) -> PrimFunc:
+    """The lowered kernel of a primitive function: by its default schedule or, where that does not
+    fit the machine, with one thread per output element."""
+    try:
+        func = _lowered(default_gpu_schedule(function, target, name))
+        if _shared_bytes(func) <= shared_limit(target.arch):
+            return func
+    except ScheduleError:
+        pass  # the plain schedule below takes everything
+    inputs, outputs = to_te(collapse_dims(function))
+    return _lowered(create_schedule(outputs, inputs, name))
+
+
+def default_gpu_schedule(function: Function, target: Target, name: str) -> Schedule:
+    """The default schedule of a primitive function; its last roots may be unbound still."""
+    inputs, outputs = to_te(collapse_dims(function), COMPUTES)
+    kernel = Kernel(create_schedule(outputs, inputs, name), outputs, target)
+    tags = {op.tag: op for op in kernel.stages if op.tag}
+    reductions = kernel.reductions
+    if "gemm" in tags:
+        schedule_gemm(kernel, tags["gemm"])
+    elif not reductions:
+        schedule_elementwise(kernel)
+    elif len(outputs) == 1 and all(r.num_outputs == 1 for r in reductions):
+        from .. import _shared_rows  # the CPU's table of schedules, which imports this package
+
+        stitched = function.attrs.get("stitched") or len(reductions) > 1
+        if stitched or _reduces_lines(reductions[0]):
+            schedule_rows(kernel, function.attrs.get("rows", _shared_rows(reductions)))
+        else:
+            schedule_outputs(kernel, reductions[0])
+    elif len(outputs) == 1 and len(reductions) == 1:
+        schedule_outputs(kernel, reductions[0])
+    return kernel.schedule
+
+
+def _reduces_lines(op: ComputeOp) -> bool:
+    """Whether what is reduced lies along memory, and nothing that is kept does."""
+    reduced = {a.var for a in op.reduce_axis}
+    kept = {a.var for a in op.axis if str(a.extent) != "1"}
+    lines = [load.indices[-1] for load in postorder(op.body)
+             if isinstance(load, Load) and load.indices]  # fmt: skip
+    found = {v for index in lines for v in variables(index)}
+    return bool(found & reduced) and not found & kept
+
+
+def _lowered(schedule: Schedule) -> PrimFunc:
+    return lower_gpu(bind_unbound(schedule.func))
+
+
+def _shared_bytes(func: PrimFunc) -> int:
+    from ...codegen.statements import buffer_bytes
+
+    return sum(
+        buffer_bytes(s.buffer)
+        for s in statements(func.body)
+        if isinstance(s, Alloc) and s.buffer.scope is Scope.SHARED
+    )

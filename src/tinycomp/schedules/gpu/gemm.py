@@ -1,0 +1,321 @@
+"""Matrix products and convolutions on a GPU: tiles in shared memory, smaller ones in registers.
+
+Both are one computation, over operands that are padded to whole tiles:
+
+    acc[b, i, j] = sum_k A[b, i, k] * B[b, k, j]
+
+A and B are no tensors in memory: they are computed where a tile of them is copied to shared
+memory, which for a convolution gathers its windows (implicit GEMM, Chetlur et al., "cuDNN", 2014).
+Each thread keeps a register tile of the result while k runs. (Volkov and Demmel, "Benchmarking GPUs
+to tune dense linear algebra", SC 2008.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ... import te
+from ...ir.expr import Call, Var, as_int
+from ...ir.node import postorder
+from ...ops.window import accumulation_dtype
+from ...te.tensor import ComputeOp, Tensor
+from ...tir.lower_gpu import ACCESS
+from ...tir.schedule import Stage
+from ...types import TensorType
+from ..common import Kernel, extent_of
+from ..to_te import Compute
+
+_SIDE = 16  # threads of a block in each direction
+_DEPTH = 16  # of a tile along k
+_BUSY = 132  # blocks that give every multiprocessor of a large GPU work
+_MIN_ROWS = 8  # fewer rows are not worth a tile
+
+
+@dataclass(frozen=True)
+class GemmTile:
+    """A block's share of the result; each of its 16 x 16 threads has rows/16 x columns/16."""
+
+    rows: int
+    columns: int
+
+
+_TILES = tuple(
+    GemmTile(rows, columns)
+    for rows, columns in (
+        (128, 128), (64, 128), (64, 64), (32, 64), (32, 32), (16, 64), (16, 16)
+    )
+)  # fmt: skip
+
+
+def choose_gemm_tile(batch: int, m: int, n: int) -> GemmTile:
+    """The largest tile that leaves work for every multiprocessor and wastes little at the edges.
+
+    >>> choose_gemm_tile(1, 4096, 4096), choose_gemm_tile(1, 64, 3136)
+    (GemmTile(rows=128, columns=128), GemmTile(rows=32, columns=64))
+    """
+    best = _TILES[-1]
+    best_cost = math.inf
+    for tile in _TILES:
+        blocks = batch * math.ceil(m / tile.rows) * math.ceil(n / tile.columns)
+        waves = math.ceil(blocks / _BUSY)
+        # Time of a block: multiply-adds, and reads of shared memory at a quarter of their rate.
+        work = tile.rows * tile.columns + 24 * (tile.rows + tile.columns)
+        if waves * work < best_cost:
+            best, best_cost = tile, waves * work
+    return best
+
+
+def _padded(extent: int, tile: int) -> int:
+    return math.ceil(extent / tile) * tile
+
+
+def _gemm(
+    out: TensorType,
+    sizes: tuple[int, int, int, int],
+    left: Callable[..., Any],
+    right: Callable[..., Any],
+    result: Callable[..., tuple[Any, Any, Any]],
+) -> list[Tensor]:
+    """The product as te, for `left(b, i, k)` and `right(b, k, j)` inside their true extents.
+
+    Args:
+        sizes: batch, rows, columns and length of the sum.
+        result: which element (b, i, j) an index of the output is.
+    """
+    batch, m, n, k = sizes
+    tile = choose_gemm_tile(batch, m, n)
+    rows, columns, depth = _padded(m, tile.rows), _padded(n, tile.columns), _padded(k, _DEPTH)
+    acc = accumulation_dtype(out.dtype)
+
+    def inside(conditions: list[Any], value: Any) -> Any:
+        for condition in conditions:
+            value = te.if_then_else(condition, value, te.const(0, value.dtype))
+        return value
+
+    def a_tile(b: Any, i: Any, p: Any) -> Any:
+        edges = [i < m] * (rows != m) + [p < k] * (depth != k)
+        return inside(edges, left(b, i, p))
+
+    def b_tile(b: Any, p: Any, j: Any) -> Any:
+        edges = [j < n] * (columns != n) + [p < k] * (depth != k)
+        return inside(edges, right(b, p, j))
+
+    a = te.compute((batch, rows, depth), a_tile, name="a_tile", tag="gemm_a")
+    w = te.compute((batch, depth, columns), b_tile, name="b_tile", tag="gemm_b")
+    axis = te.reduce_axis((0, depth), name="k")
+    product = te.compute(
+        (batch, rows, columns),
+        lambda b, i, j: te.sum(a(b, i, axis).astype(acc) * w(b, axis, j).astype(acc), axis=axis),
+        name="gemm",
+        tag="gemm",
+        attrs={"tile": tile, "sizes": sizes},
+    )
+    return [
+        te.compute(
+            out.shape, lambda *index: product(*result(*index)).astype(out.dtype), name="product"
+        )
+    ]
+
+
+def _matmul(attrs: Any, args: Sequence[Tensor], out: TensorType) -> list[Tensor] | None:
+    """nn.matmul; batches share the tile where the right operand is one matrix."""
+    a, b = args
+    if not out.dtype.is_float:
+        return None
+    *batch, m, n = out.static_shape
+    k = as_int(a.shape[-1])
+    count = math.prod(batch)
+    if count * m * n * k == 0:
+        return None
+
+    def place(tensor: Tensor, index: Sequence[Any]) -> list[Any]:
+        lead = tensor.ndim - 2
+        used = index[len(index) - lead :] if lead else []
+        return [
+            te.const(0) if as_int(d) == 1 else i
+            for d, i in zip(tensor.shape[:lead], used, strict=True)
+        ]
+
+    def unravel(flat: Any) -> list[Any]:
+        index: list[Any] = []
+        for extent in reversed(batch):
+            index.insert(0, flat % extent)
+            flat = flat // extent
+        return index
+
+    shared = math.prod(as_int(d) for d in b.shape[:-2]) == 1
+    if shared:
+        rows = count * m
+        if rows < _MIN_ROWS:
+            return None
+        return _gemm(
+            out,
+            (1, rows, n, k),
+            lambda _, i, p: a(*place(a, unravel(i // m)), i % m, p) if batch else a(i, p),
+            lambda _, p, j: b(*[te.const(0)] * (b.ndim - 2), p, j),
+            lambda *index: (te.const(0), _ravel(index[:-1], (*batch, m)), index[-1]),
+        )
+    if m < _MIN_ROWS:
+        return None
+    return _gemm(
+        out,
+        (count, m, n, k),
+        lambda c, i, p: a(*place(a, unravel(c)), i, p),
+        lambda c, p, j: b(*place(b, unravel(c)), p, j),
+        lambda *index: (_ravel(index[:-2], batch), index[-2], index[-1]),
+    )
+
+
+def _ravel(index: Sequence[Any], shape: Sequence[int]) -> Any:
+    flat: Any = te.const(0)
+    for i, extent in zip(index, shape, strict=True):
+        flat = flat * extent + i
+    return flat
+
+
+def _conv2d(attrs: Any, args: Sequence[Tensor], out: TensorType) -> list[Tensor] | None:
+    """nn.conv2d in NCHW as a product of the weights and the windows of the input."""
+    x, w = args
+    plain = attrs.data_layout == "NCHW" and attrs.kernel_layout == "OIHW"
+    if not plain or not out.dtype.is_float:
+        return None
+    images, channels, height, width = out.static_shape
+    o, ci, kh, kw = (as_int(d) for d in w.shape)
+    in_height, in_width = as_int(x.shape[2]), as_int(x.shape[3])
+    groups = attrs.groups
+    m, window = o // groups, kh * kw
+    if m < _MIN_ROWS or images * channels * height * width * ci * window == 0:
+        return None
+    (sh, sw), (dh, dw), (top, left_pad, bottom, right_pad) = (
+        attrs.strides, attrs.dilation, attrs.padding,
+    )  # fmt: skip
+
+    def weights(b: Any, i: Any, p: Any) -> Any:
+        return w((b % groups) * m + i, p // window, p // kw % kh, p % kw)
+
+    def windows(b: Any, p: Any, j: Any) -> Any:
+        h = j // width * sh + (p // kw % kh) * dh - top
+        v = j % width * sw + (p % kw) * dw - left_pad
+        value = x(b // groups, (b % groups) * ci + p // window, h, v)
+        edges = [h >= 0] * (top > 0) + [h < in_height] * (top + bottom > 0)
+        edges += [v >= 0] * (left_pad > 0) + [v < in_width] * (left_pad + right_pad > 0)
+        for edge in edges:
+            value = te.if_then_else(edge, value, te.const(0, value.dtype))
+        return value
+
+    return _gemm(
+        out,
+        (images * groups, m, height * width, ci * window),
+        weights,
+        windows,
+        lambda n, c, h, v: (*_group(n, c, groups, m), h * width + v),
+    )
+
+
+def _group(n: Any, c: Any, groups: int, m: int) -> tuple[Any, Any]:
+    """The product and its row that hold channel c of image n."""
+    return (n, c) if groups == 1 else (n * groups + c // m, c % m)
+
+
+COMPUTES: dict[str, Compute] = {"nn.matmul": _matmul, "nn.conv2d": _conv2d}
+"""Expansions of operators that GPU schedules use instead of `Op.compute`."""
+
+
+def schedule_gemm(kernel: Kernel, product: ComputeOp) -> None:
+    """Tiles of the output over blocks, register tiles over threads."""
+    operands = [t.op for t in product.inputs]
+    out = kernel.outputs[0].op
+    assert isinstance(out, ComputeOp)
+    for op in kernel.stages:
+        if op not in (product, out, *operands):
+            kernel.stage(op).compute_inline()
+    tile: GemmTile = product.attrs["tile"]
+    batch, m, n, _ = product.attrs["sizes"]
+    stage = kernel.stage(out)
+    b, i, j = _matrix_axes(stage, batch, m, n)
+    row_block, i = stage.split(i, factor=tile.rows)
+    column_block, j = stage.split(j, factor=tile.columns)
+    stage.reorder(b, row_block, column_block, i, j)
+    stage.bind(b, "blockIdx.z")
+    stage.bind(row_block, "blockIdx.y")
+    stage.bind(column_block, "blockIdx.x")
+    _bind_tile(stage, i, j, tile, wide=n % 4 == 0 and _is_wide(stage))
+    compute = kernel.schedule[product.output(0)]
+    compute.compute_at(stage, column_block)
+    *_, i, j, k = compute.axes
+    step, k = compute.split(k, factor=_DEPTH)
+    compute.reorder(step, k, i, j)
+    _bind_tile(compute, i, j, tile, wide=True, inside=k)
+    for operand in product.inputs:
+        copy = kernel.stage(operand.op)  # type: ignore[arg-type]
+        copy.compute_at(compute, step)
+        kernel.schedule.set_scope(operand, "shared")
+        _bind_copy(kernel.stage(operand.op))  # type: ignore[arg-type]
+
+
+def _matrix_axes(stage: Stage, batch: int, m: int, n: int) -> tuple[Var, Var, Var]:
+    """The loops of the output fused to batch, rows and columns of the product."""
+    axes = list(stage.axes)
+    rows: list[Var] = []
+    columns: list[Var] = []
+    for group, wanted in ((columns, n), (rows, m)):
+        size = 1
+        while axes and size < wanted:
+            group.insert(0, axes.pop())
+            size *= extent_of(stage, group[0])
+        if size > wanted:  # channels of several groups
+            inner = extent_of(stage, group[0]) * wanted // size
+            outer, group[0] = stage.split(group[0], factor=inner)
+            axes.append(outer)
+    i = stage.fuse(*rows)
+    if columns:
+        j = stage.fuse(*columns)
+    else:
+        i, j = stage.split(i, factor=1)
+    if axes:
+        return stage.fuse(*axes), i, j
+    b, i = stage.split(i, nparts=1)
+    return b, i, j
+
+
+def _is_wide(stage: Stage) -> bool:
+    calls = (x.name for x in postorder(stage.block.body) if isinstance(x, Call))
+    return not any(name in ("if_then_else", "checked_index") for name in calls)
+
+
+def _bind_tile(
+    stage: Stage, i: Var, j: Var, tile: GemmTile, wide: bool, inside: Var | None = None
+) -> None:
+    """Thread (y, x) has rows y, y + 16, ... and groups of up to 4 columns 4x, 4x + 64, ..."""
+    lanes = min(4, tile.columns // _SIDE)
+    row, y = stage.split(i, factor=_SIDE)
+    group, x, lane = stage.split(j, factors=[None, _SIDE, lanes])
+    around = [] if inside is None else [inside]
+    stage.reorder(y, x, *around, row, group, lane)
+    stage.bind(y, "threadIdx.y")
+    stage.bind(x, "threadIdx.x")
+    stage.unroll(row)
+    stage.unroll(group)
+    if lanes > 1 and wide:
+        stage.vectorize(lane)
+    else:
+        stage.unroll(lane)
+
+
+def _bind_copy(stage: Stage) -> None:
+    """A tile of an operand, copied by all threads."""
+    own = stage.axes[-3:]
+    lanes = min(ACCESS.lanes(stage.tensor.dtype), 4) if _is_wide(stage) else 1
+    if extent_of(stage, own[-1]) % 4:
+        lanes = 1
+    fused = stage.fuse(*own)
+    step, y, x, lane = stage.split(fused, factors=[None, _SIDE, _SIDE, lanes])
+    stage.bind(y, "threadIdx.y")
+    stage.bind(x, "threadIdx.x")
+    if extent_of(stage, step) <= 8:
+        stage.unroll(step)
+    if lanes > 1:
+        stage.vectorize(lane)

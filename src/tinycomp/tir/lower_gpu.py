@@ -1,0 +1,30 @@
+"""From a scheduled function to the loops that CUDA code generation consumes."""
+
+from __future__ import annotations
+
+from ..target import Target
+from .nodes import PrimFunc
+from .passes.barriers import insert_barriers
+from .passes.bind_threads import bind_threads
+from .passes.compact_buffers import compact_buffers
+from .passes.hoist_ifs import hoist_ifs
+from .passes.lower_blocks import lower_blocks
+from .passes.private_buffers import place_buffers
+from .passes.simplify import simplify
+from .passes.vectorize import vectorize
+
+ACCESS = Target("cuda", vector_bits=128)  # the widest access of one thread is 16 bytes
+
+
+def lower_gpu(func: PrimFunc) -> PrimFunc:
+    """`func` without Blocks, as the program of one thread inside the grid and block loops, with
+    barriers. Unrolled loops stay loops: the CUDA compiler writes them out."""
+    func = lower_blocks(func)
+    func = bind_threads(func)
+    func = place_buffers(func)
+    func = compact_buffers(func)
+    func = simplify(func)
+    func = insert_barriers(func)
+    func = hoist_ifs(func)
+    func = vectorize(func, ACCESS)
+    return simplify(func)

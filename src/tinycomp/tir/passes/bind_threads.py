@@ -1,0 +1,230 @@
+"""From loops over threads to the program of one thread.
+
+A scheduled kernel has, inside its loops over blocks, several nests of loops over threads, one
+after the other; each may be read as a parallel loop that ends before the next begins. Here they
+become one nest around everything, in which thread number t runs its iteration of each:
+
+    for b in blockIdx.x:                      for b in blockIdx.x:
+      for t in threadIdx.x: S[t] = A[b, t]      for t in threadIdx.x:
+      for t in threadIdx.x: B[b, t] = S[7-t]      S[t] = A[b, t]
+                                                  B[b, t] = S[7 - t]
+
+`insert_barriers` then separates what depends on each other. What is outside of every loop over a
+thread axis runs once: by thread 0 if it writes memory that threads share, else by all of them,
+each for itself. (The inverse is the fission of MCUDA, Stratton et al., LCPC 2008.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from ...diagnostics import ScheduleError
+from ...dtype import DType
+from ...ir.expr import Binary, BinaryOp, Call, Expr, IntImm, Load, Var, all_of, const
+from ..nodes import Buffer, Evaluate, For, ForKind, If, PrimFunc, Scope, Seq, Stmt, Store
+from ..tree import statements
+from .visit import Visit, drive, make_if, rebuild_stmt, seq, substituter
+
+REDUCE_THREADS = "reduce_threads"  # annotation of the loop that combines one value per thread
+ONCE = "once"  # intrinsic that marks the condition of what one thread does for all
+WARP = 32
+
+
+@dataclass
+class _Axes:
+    """The variables of the thread axes of one launch, and how far each goes."""
+
+    vars: dict[str, Var] = field(default_factory=dict)
+    extents: dict[str, int] = field(default_factory=dict)
+
+
+def bind_threads(func: PrimFunc) -> PrimFunc:
+    """Give every launch one nest of grid and block loops around all its statements.
+
+    Raises:
+        ScheduleError: a block axis is bound inside a serial loop, or an extent is not known.
+    """
+    roots = func.body.stmts if isinstance(func.body, Seq) else (func.body,)
+    allocs = list(func.allocs)
+    body = [_launch(func, root, allocs) for root in _serial_together(roots)]
+    result = body[0] if len(body) == 1 and not isinstance(body[0], Seq) else Seq(tuple(body))
+    return replace(func, body=result, allocs=tuple(allocs))
+
+
+def _serial_together(roots: Sequence[Stmt]) -> list[Stmt]:
+    """The launches: neighbours that a single thread runs are one."""
+    launches: list[Stmt] = []
+    before_is_serial = False
+    for root in roots:
+        serial = not any(isinstance(s, For) and s.thread for s in statements(root))
+        if serial and before_is_serial:
+            root = seq([launches.pop(), root])
+        launches.append(root)
+        before_is_serial = serial
+    return launches
+
+
+def _launch(func: PrimFunc, root: Stmt, allocs: list[Buffer]) -> Stmt:
+    grid: list[For] = []
+    while isinstance(root, For) and root.thread.startswith("blockIdx"):
+        grid.append(root)
+        root = root.body
+    axes = _axes(func, root)
+    stmt = drive(_Program(func, axes, allocs).visit(root, frozenset()))
+    if isinstance(stmt, Seq) and not grid and not axes.vars:  # keep what one thread runs together
+        grid = [For(Var("blockIdx.x"), const(0), const(1), stmt, ForKind.THREAD, "blockIdx.x")]
+    for tag in sorted(axes.vars):  # threadIdx.x outermost; the order has no meaning
+        extent = const(axes.extents[tag])
+        stmt = For(axes.vars[tag], const(0), extent, stmt, ForKind.THREAD, tag)
+    for loop in reversed(grid):
+        stmt = replace(loop, body=stmt)
+    return stmt
+
+
+def _axes(func: PrimFunc, root: Stmt) -> _Axes:
+    axes = _Axes()
+    for stmt in statements(root):
+        if not isinstance(stmt, For) or stmt.kind is not ForKind.THREAD:
+            continue
+        if stmt.thread.startswith("blockIdx"):
+            raise ScheduleError(
+                f"{func.name}: loop {stmt.var.name!r} is bound to {stmt.thread}, but other loops "
+                "or statements are around it",
+                hint="reorder the loops over blocks outermost",
+                span=func.span,
+            )
+        if stmt.thread.startswith("vthread"):
+            continue
+        if not isinstance(stmt.extent, IntImm):
+            raise ScheduleError(
+                f"{func.name}: {stmt.thread} has the extent {stmt.extent}, which is not known",
+                hint="split the loop by a constant and bind the inner part",
+                span=func.span,
+            )
+        known = axes.extents.get(stmt.thread, 1)
+        axes.extents[stmt.thread] = max(known, stmt.extent.value)
+        axes.vars.setdefault(stmt.thread, Var(stmt.thread))
+    return axes
+
+
+class _Program:
+    """Rewrites the body of one launch."""
+
+    def __init__(self, func: PrimFunc, axes: _Axes, allocs: list[Buffer]) -> None:
+        self.func, self.axes, self.allocs = func, axes, allocs
+        self.values: dict[Var, Expr] = {}
+        self.substitute = substituter(self.values)
+
+    def visit(self, stmt: Stmt, bound: frozenset[str]) -> Visit[Stmt]:
+        if isinstance(stmt, For):
+            return (yield self.loop(stmt, bound))
+        if isinstance(stmt, Store | Evaluate):
+            return self.once(self.substitute(stmt), bound)
+        children = []
+        for child in stmt.children():
+            if isinstance(child, Stmt):
+                children.append((yield self.visit(child, bound)))
+            else:
+                children.append(self.substitute(child))
+        return rebuild_stmt(stmt, children)
+
+    def loop(self, stmt: For, bound: frozenset[str]) -> Visit[Stmt]:
+        if stmt.annotations.get(REDUCE_THREADS):
+            return self.reduce(stmt)
+        if stmt.kind is not ForKind.THREAD or stmt.thread.startswith("vthread"):
+            low, extent = self.substitute(stmt.min), self.substitute(stmt.extent)
+            kind = ForKind.UNROLLED if stmt.kind is ForKind.THREAD else stmt.kind
+            body = yield self.visit(stmt.body, bound)
+            return replace(stmt, min=low, extent=extent, body=body, kind=kind, thread="")
+        var, extent = self.axes.vars[stmt.thread], self.axes.extents[stmt.thread]
+        self.values[stmt.var] = var + stmt.min
+        self.substitute = substituter(self.values)
+        body = yield self.visit(stmt.body, bound | {stmt.thread})
+        assert isinstance(stmt.extent, IntImm)
+        if stmt.extent.value < extent:
+            return make_if(var < stmt.extent, body)
+        return body
+
+    def once(self, stmt: Stmt, bound: frozenset[str]) -> Stmt:
+        """A statement outside of some thread axes, run by one thread if others would see it.
+
+        Whether they would is known when buffers have been placed; until then the condition is
+        marked `once`.
+        """
+        if not isinstance(stmt, Store) or stmt.buffer.scope is Scope.LOCAL:
+            return stmt
+        zeros = [
+            var.equal(0)
+            for tag, var in self.axes.vars.items()
+            if tag not in bound and self.axes.extents[tag] > 1
+        ]
+        return If(Call(ONCE, (all_of(zeros),), DType.BOOL), stmt) if zeros else stmt
+
+    # -- reductions across threads -------------------------------------------------------------
+
+    def reduce(self, loop: For) -> Stmt:
+        """`for k in T: r = r op partial[k]`, where thread k holds partial[k].
+
+        Each warp combines its values by exchanging registers; the results of the warps go
+        through shared memory, and every thread combines these. So all threads have the result.
+        """
+        store, operand, op = self._combination(loop)
+        tag = "threadIdx.x"
+        assert isinstance(loop.extent, IntImm)
+        extent = loop.extent.value
+        if extent != self.axes.extents.get(tag) or (extent % WARP and extent & (extent - 1)):
+            raise ScheduleError(
+                f"{self.func.name}: the reduction over {loop.var.name!r} across {extent} threads "
+                f"needs {tag} to be as long, and a power of two or a multiple of {WARP}",
+                hint="split the reduction axis by the extent of threadIdx.x",
+            )
+        lane = self.axes.vars[tag]
+        self.values[loop.var] = lane
+        self.substitute = substituter(self.values)
+        value = self._own("value", (), store.buffer)
+        steps: list[Stmt] = [Store(value, (), self.substitute(operand))]
+        mine = Load(value, (), None)
+        distance = min(extent, WARP) // 2
+        while distance:
+            other = Call("shuffle_xor", (mine, const(distance)), value.dtype)
+            steps.append(Store(value, (), Binary(op, mine, other)))
+            distance //= 2
+        result = self.substitute(store)
+        assert isinstance(result, Store)
+        previous = Load(result.buffer, result.indices, None)
+        if extent <= WARP:
+            return seq([*steps, replace(result, value=Binary(op, previous, mine))])
+        rows = [self.axes.extents[t] for t in sorted(self.axes.vars) if t != tag]
+        place = tuple(self.axes.vars[t] for t in sorted(self.axes.vars) if t != tag)
+        shape = (*rows, extent // WARP)
+        warps = self._own("warps", shape, store.buffer, Scope.SHARED)
+        first = make_if((lane % WARP).equal(0), Store(warps, (*place, lane // WARP), mine))
+        warp = Var("warp")
+        combined = Binary(op, previous, Load(warps, (*place, warp), None))
+        last = For(warp, const(0), const(extent // WARP), replace(result, value=combined),
+                   ForKind.UNROLLED)  # fmt: skip
+        return seq([*steps, first, last])
+
+    def _combination(self, loop: For) -> tuple[Store, Expr, BinaryOp]:
+        store = loop.body
+        if isinstance(store, Store) and isinstance(store.value, Binary):
+            previous = Load(store.buffer, store.indices, None)
+            value = store.value
+            if value.a is previous:
+                return store, value.b, value.op
+            if value.b is previous:
+                return store, value.a, value.op
+        raise ScheduleError(
+            f"{self.func.name}: the loop over {loop.var.name!r} does not combine one value per "
+            "thread into one",
+            excerpt="\n".join(str(loop).splitlines()[:17]),
+        )
+
+    def _own(
+        self, name: str, shape: tuple[int, ...], like: Buffer, scope: Scope = Scope.LOCAL
+    ) -> Buffer:
+        extents = tuple(const(n) for n in shape)
+        buffer = Buffer(f"{like.name}.{name}", extents, like.dtype, scope)
+        self.allocs.append(buffer)
+        return buffer

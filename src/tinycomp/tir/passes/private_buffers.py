@@ -1,0 +1,146 @@
+"""Which intermediate buffers each thread can keep for itself, and which the block must share."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ...ir.expr import Call, Expr, Load, Var, const
+from ...ir.node import postorder, rewrite
+from ...te.simplify import Analyzer
+from ..nodes import Buffer, For, If, PrimFunc, Scope, Seq, Stmt, Store
+from ..region import Interval, interval, union
+from ..tree import child_statements, map_buffers, statements
+from .bind_threads import ONCE
+from .visit import seq, substituter
+
+MAX_LOCAL = 1024
+"""Elements of a buffer that one thread may hold; more would overflow the registers anyway."""
+
+
+@dataclass
+class _Accesses:
+    loads: list[tuple[Expr, ...]] = field(default_factory=list)
+    stores: list[tuple[Expr, ...]] = field(default_factory=list)
+    roots: set[Stmt] = field(default_factory=set)
+
+
+def place_buffers(func: PrimFunc) -> PrimFunc:
+    """Choose the scope of every intermediate buffer, after `bind_threads`.
+
+    A buffer that several launches use is in global memory. One of which each thread reads only
+    what it wrote itself is LOCAL; any other is SHARED, also where the schedule said local.
+    """
+    roots = func.body.stmts if isinstance(func.body, Seq) else (func.body,)
+    found: defaultdict[Buffer, _Accesses] = defaultdict(_Accesses)
+    analyzer = Analyzer()
+    threads: set[Var] = set()
+    for root in roots:
+        _collect(root, set(func.allocs), found, analyzer, threads)
+    moved: dict[Buffer, Buffer] = {}
+    inner = _intervals(func.body)
+    for buffer in func.allocs:
+        accesses = found[buffer]
+        if buffer.scope is Scope.SHARED or not accesses.roots:
+            continue
+        scope = Scope.GLOBAL
+        if len(accesses.roots) == 1:
+            private = _is_private(accesses, inner, threads, analyzer)
+            scope = Scope.LOCAL if private else Scope.SHARED
+        if scope is not buffer.scope:
+            moved[buffer] = replace(buffer, scope=scope)
+    allocs = tuple(moved.get(b, b) for b in func.allocs)
+    body = map_buffers(func.body, moved) if moved else func.body
+    return replace(func, body=rewrite(body, _decide_once), allocs=allocs)
+
+
+def _decide_once(node: Any) -> Any:
+    """What one thread was to do for all is done by each of them for memory of its own."""
+    if not isinstance(node, If) or not isinstance(node.condition, Call):
+        return node
+    if node.condition.name != ONCE:
+        return node
+    stores = node.then.stmts if isinstance(node.then, Seq) else (node.then,)
+    return seq(
+        s
+        if isinstance(s, Store) and s.buffer.scope is Scope.LOCAL
+        else If(node.condition.args[0], s)
+        for s in stores
+    )
+
+
+def _collect(
+    root: Stmt,
+    wanted: set[Buffer],
+    found: defaultdict[Buffer, _Accesses],
+    analyzer: Analyzer,
+    threads: set[Var],
+) -> None:
+    for stmt in statements(root):
+        if isinstance(stmt, For):
+            analyzer.bind(stmt.var, stmt.min, stmt.extent)
+            if stmt.thread.startswith("threadIdx"):
+                threads.add(stmt.var)
+        if isinstance(stmt, Store) and stmt.buffer in wanted:
+            found[stmt.buffer].stores.append(stmt.indices)
+            found[stmt.buffer].roots.add(root)
+        inside = set(child_statements(stmt))
+        for node in postorder([c for c in stmt.children() if c not in inside]):
+            if isinstance(node, Load) and node.source in wanted:
+                found[node.source].loads.append(node.indices)
+                found[node.source].roots.add(root)
+
+
+def _intervals(body: Stmt) -> dict[Var, Interval]:
+    """The ranges of the loops inside a block: what is not a grid or block axis."""
+    return {
+        s.var: (s.min, s.min + s.extent - 1)
+        for s in statements(body)
+        if isinstance(s, For) and not s.thread
+    }
+
+
+def _is_private(
+    accesses: _Accesses, inner: dict[Var, Interval], threads: set[Var], analyzer: Analyzer
+) -> bool:
+    """Whether each thread loads only elements that it stored itself.
+
+    In every dimension all stores must have the same part that depends on the thread, and loads
+    the same too, over no wider a range; a dimension that no store divides among threads is whole
+    in every thread, and may be read at any place.
+    """
+    zero = substituter({v: const(0) for v in threads})
+    rank = len(accesses.stores[0]) if accesses.stores else 0
+    for d in range(rank):
+        stores = [i[d] for i in accesses.stores]
+        loads = [i[d] for i in accesses.loads]
+        own = {analyzer.simplify(s - zero(s)) for s in stores}
+        if len(own) != 1:
+            return False
+        part = own.pop()
+        divided = any(isinstance(n, Var) for n in postorder(part))
+        if not divided:
+            continue
+        if any(analyzer.simplify(x - zero(x)) is not part for x in loads):
+            return False
+        written = _range([zero(s) for s in stores], inner, analyzer)
+        read = _range([zero(x) for x in loads], inner, analyzer)
+        if written is None or read is None:
+            return bool(not loads)
+        if not (analyzer.proves(written[0] <= read[0]) and analyzer.proves(read[1] <= written[1])):
+            return False
+    return True
+
+
+def _range(
+    exprs: Iterable[Expr], inner: dict[Var, Interval], analyzer: Analyzer
+) -> Interval | None:
+    bounds: Interval | None = None
+    for expr in exprs:
+        found = interval(expr, inner, analyzer)
+        if found is None:
+            return None
+        bounds = found if bounds is None else union(bounds, found, analyzer)
+    return bounds
