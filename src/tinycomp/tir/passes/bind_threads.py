@@ -68,8 +68,11 @@ def _serial_together(roots: Sequence[Stmt]) -> list[Stmt]:
 def _launch(func: PrimFunc, root: Stmt, allocs: list[Buffer]) -> Stmt:
     grid: list[For] = []
     while isinstance(root, For) and root.thread.startswith("blockIdx"):
-        grid.append(root)
-        root = root.body
+        if isinstance(root.extent, IntImm) and root.extent.value == 1:
+            root = substituter({root.var: root.min})(root.body)
+        else:
+            grid.append(root)
+            root = root.body
     axes = _axes(func, root)
     stmt = drive(_Program(func, axes, allocs).visit(root, frozenset()))
     if isinstance(stmt, Seq) and not grid and not axes.vars:  # keep what one thread runs together
