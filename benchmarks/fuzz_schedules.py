@@ -26,8 +26,8 @@ def main() -> int:
     def progress(report: Report) -> None:
         if report.cases % (BATCH * 40) == 0:
             seconds = time.monotonic() - started
-            counts = f"{report.cases} cases, {len(report.failures)} failures"
-            print(f"{seconds:7.0f} s: {counts}", flush=True)
+            failed = ", ".join(str(f.case.seed) for f in report.failures) or "none"
+            print(f"{seconds:7.0f} s: {report.cases} cases, failed: {failed}", flush=True)
 
     seeds = range(options.start, options.start + options.cases)
     report = fuzz(seeds, options.most_failures, progress)

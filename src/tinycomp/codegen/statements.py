@@ -47,19 +47,41 @@ def on_stack(buffer: Buffer) -> bool:
 
 
 def plan_workspace(body: Stmt) -> Workspace:
-    """Offsets for every buffer that is not on the stack. Buffers never overlap, so that accesses
-    to different ones commute."""
-    offsets: tuple[dict[Buffer, int], dict[Buffer, int]] = ({}, {})
-    sizes = [0, 0]
-    work: list[tuple[Stmt, bool]] = [(body, False)]
+    """Offsets for every buffer that is not on the stack.
+
+    Buffers that exist at the same time never overlap, so that accesses to different ones commute;
+    those of statements that run one after the other take the same place.
+    """
+    together: tuple[dict[Buffer, set[Buffer]], dict[Buffer, set[Buffer]]] = ({}, {})
+    work: list[tuple[Stmt, bool, tuple[Buffer, ...]]] = [(body, False, ())]
     while work:
-        stmt, private = work.pop()
+        stmt, private, around = work.pop()
         if isinstance(stmt, Alloc) and not on_stack(stmt.buffer):
-            offsets[private][stmt.buffer] = sizes[private]
-            sizes[private] += -(-buffer_bytes(stmt.buffer) // 64) * 64
+            together[private].setdefault(stmt.buffer, set()).update(around)
+            around = (*around, stmt.buffer)
         private = private or (isinstance(stmt, For) and stmt.kind is ForKind.PARALLEL)
-        work.extend((c, private) for c in reversed(stmt.children()) if isinstance(c, Stmt))
-    return Workspace(*offsets, *sizes)
+        work.extend((c, private, around) for c in reversed(stmt.children()) if isinstance(c, Stmt))
+    shared, private_ = _placed(together[False]), _placed(together[True])
+    return Workspace(shared, private_, _end(shared), _end(private_))
+
+
+def _placed(together: dict[Buffer, set[Buffer]]) -> dict[Buffer, int]:
+    """For each buffer the lowest offset at which it overlaps none that exists together with it."""
+    offsets: dict[Buffer, int] = {}
+    for buffer, around in together.items():
+        rivals = [b for b in offsets if b in around or buffer in together[b]]
+        start, size = 0, _end({buffer: 0})
+        for rival in sorted(rivals, key=lambda b: offsets[b]):
+            if start + size <= offsets[rival]:
+                break
+            start = max(start, _end({rival: offsets[rival]}))
+        offsets[buffer] = start
+    return offsets
+
+
+def _end(offsets: dict[Buffer, int]) -> int:
+    """The first byte after all buffers, a multiple of 64."""
+    return max((at + -(-buffer_bytes(b) // 64) * 64 for b, at in offsets.items()), default=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from .passes.lower_blocks import lower_blocks
 from .passes.prefetch import prefetch
 from .passes.serialize_threads import serialize_threads
 from .passes.simplify import simplify
+from .passes.storage_rewrite import storage_rewrite
 from .passes.trim_loops import trim_loops
 from .passes.unroll import unroll
 from .passes.vectorize import vectorize
@@ -31,6 +32,7 @@ def lower(func: PrimFunc, target: Target) -> PrimFunc:
     func = simplify(func)
     func = hoist_ifs(func)
     func = trim_loops(func)
+    func = storage_rewrite(func)
     func = vectorize(func, target)
     func = unroll(func)
     func = simplify(func)
