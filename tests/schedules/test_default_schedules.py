@@ -54,6 +54,19 @@ CASES = {
     "batch_matmul": ((3, 17, 21), lambda b, x: b.call("nn.matmul", x, transposed(b, x))),
     "conv3x3": ((1, 3, 7, 6), lambda b, x: b.call("nn.relu", conv(b, x, 19, 3, pad=1))),
     "conv3x3_stride": ((2, 6, 15, 9), lambda b, x: conv(b, x, 33, 3, stride=2, pad=1)),
+    "grouped_merged": ((1, 12, 5, 7), lambda b, x: conv(b, x, 12, 3, pad=1, groups=6)),
+    "grouped_padded": (
+        (1, 12, 5, 7),
+        lambda b, x: b.call("nn.relu", conv(b, x, 4 * 34, 1, groups=4)),
+    ),
+    "merged_axis": (
+        (1, 5, 4, 48),
+        lambda b, x: b.call(
+            "reshape",
+            b.call("strided_slice", x, begin=(0,) * 4, end=(1, 5, 4, 34), strides=(1,) * 4),
+            newshape=(1, 5, 136),
+        ),
+    ),
     "conv1x1_residual": (
         (1, 16, 7, 9),
         lambda b, x: b.call("nn.relu", b.call("add", conv(b, x, 16, 1), x)),
