@@ -190,7 +190,7 @@ def _float_to_signed(b: FunctionBuilder, x: Value, wide: str) -> Value:
 
 
 def _float_to_uint64(b: FunctionBuilder, x: Value) -> Value:
-    """As the conversion of x86 compilers: negative values wrap, what does not fit gives 2**63."""
+    """As the conversion of x86 compilers: negative values wrap, NaN gives 2**63, too large 0."""
     high = b.compare("fcmp oge", x, literal(2.0**63, x.element, x.lanes))
     low = b.op("fsub", x, literal(2.0**63, x.element, x.lanes))
     signed = _float_to_signed(b, b.select(high, low, x), "i64")

@@ -14,6 +14,7 @@ from ..dtype import DType
 from ..ir.expr import BinaryOp, Expr, binary, call, cast, const, select
 from ..relay.nodes import Atom, Constant
 from ..relay.op import Attrs, Op, OpPattern, Sample
+from ..te.evaluate_expr import cast as evaluate_cast
 from ..te.tensor import compute
 from ..types import TensorType
 from .common import (
@@ -201,7 +202,7 @@ def _attr_unary(
 
 
 def _np_cast(attrs: CastAttrs, x: np.ndarray) -> np.ndarray:
-    return x.astype(attrs.dtype.numpy)
+    return np.asarray(evaluate_cast(x, attrs.dtype))
 
 
 def _cast_samples() -> Iterable[Sample]:

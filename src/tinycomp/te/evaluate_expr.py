@@ -166,8 +166,8 @@ def cast(value: Any, to: DType) -> Any:
     wide = np.trunc(value.astype(np.float64))
     if to is DType.UINT64:
         upper = wide >= 2.0**63
-        low = _in_range(np.where(upper, wide - 2.0**64, wide), DType.INT64)
-        return low.astype(np.uint64)[()]
+        low = _in_range(np.where(upper, wide - 2.0**63, wide), DType.INT64).astype(np.uint64)
+        return (low ^ np.where(upper, np.uint64(2**63), np.uint64(0)))[()]
     through = DType.INT64 if to.bits == 64 or to is DType.UINT32 else DType.INT32
     return _in_range(wide, through).astype(to.numpy)[()]
 

@@ -140,6 +140,8 @@ class _Rewriter:
         k, n = b.type.shape[-2:]
         if not isinstance(k, int) or not isinstance(n, int):
             return False
+        if 0 in (*a.type.shape, *b.type.shape):  # nothing to be fast at
+            return False
         tile = self.choose_tile(binding)
         if tile is None:
             return False
@@ -173,7 +175,7 @@ class _Rewriter:
         layouts = (attrs.data_layout, attrs.kernel_layout)  # type: ignore[attr-defined]
         if layouts != ("NHWC", "OIHW") or not isinstance(w.type, TensorType):
             return False
-        if not w.type.is_static:
+        if not w.type.is_static or 0 in w.type.shape or 0 in binding.var.type.shape:  # type: ignore[union-attr]
             return False
         o, i, kh, kw = w.type.static_shape
         groups: int = attrs.groups  # type: ignore[attr-defined]
