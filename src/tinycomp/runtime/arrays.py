@@ -78,11 +78,35 @@ def as_array(value: Any, name: str) -> np.ndarray:
             hint="move it to the CPU and detach it, or convert it to a NumPy array",
         ) from error
     if isinstance(value, bool | int | float | list | tuple):
-        return np.asarray(value)
+        return _from_python(value, name)
     raise InputError(
         f"input {name!r} is a {type(value).__name__}, not an array",
         hint="pass a NumPy array or anything with __dlpack__ or __array_interface__",
     )
+
+
+def _from_python(value: Any, name: str) -> np.ndarray:
+    """A number or nested lists of numbers as an array."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"input {name!r} is not a rectangle of numbers: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"input {name!r} is not made of numbers that an array can hold")
+    return array
+
+
+def _take_dtype(array: np.ndarray, spec: ValueSpec) -> np.ndarray:
+    """Python numbers in the dtype of the spec, unless that would change them.
+
+    Floats may be rounded. An empty list has no numbers to change.
+    """
+    with np.errstate(all="ignore"):
+        converted = array.astype(spec.dtype.numpy)
+    different = np.asarray(converted != array)
+    if different.any() and not spec.dtype.is_float:
+        raise InputError(f"input {spec.name!r}: {array[different][0]} is no value of {spec.dtype}")
+    return converted
 
 
 def check_input(value: Any, spec: ValueSpec) -> np.ndarray:
@@ -101,7 +125,7 @@ def check_input(value: Any, spec: ValueSpec) -> np.ndarray:
                 f"input {spec.name!r} has dtype {array.dtype}, expected {spec.dtype}",
                 hint=f'convert it: x.astype("{spec.dtype}")',
             )
-        array = array.astype(spec.dtype.numpy)
+        array = _take_dtype(array, spec)
     if array.shape != spec.shape:
         raise InputError(_shape_difference(array.shape, spec))
     if not (array.flags.c_contiguous and array.flags.aligned):

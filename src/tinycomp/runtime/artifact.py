@@ -149,9 +149,15 @@ class Artifact:
         path = Path(path)
         data = _map_file(path)
         header, start = _read_header(path, data)
-        sections = dict(_read_sections(path, data, header, start))
-        constants = sections.pop("constants")
-        manifest = _manifest_from_json(header["manifest"])
+        try:
+            sections = dict(_read_sections(path, data, header, start))
+            constants = sections.pop("constants")
+            manifest = _manifest_from_json(header["manifest"])
+        except (KeyError, TypeError, ValueError) as error:  # the hashes fit: another writer
+            raise ArtifactError(
+                f"{path} is incomplete, or was written by another program ({error!r})",
+                hint="compile the model again",
+            ) from error
         _check_host(path, manifest)
         objects, texts = {}, {}
         for name, section in sections.items():
@@ -197,10 +203,10 @@ def _read_header(path: Path, data: memoryview) -> tuple[dict[str, Any], int]:
     if len(text) != size or hashlib.sha256(text).digest() != bytes(data[12:_HEAD]):
         raise _damaged(path, "its header")
     header = json.loads(text)
-    if header["schema"] != SCHEMA:
+    found = header.get("schema") if isinstance(header, dict) else None
+    if found != SCHEMA:
         raise ArtifactError(
-            f"{path} has format {header['schema']}, "
-            f"but this tinycomp {__version__} reads format {SCHEMA}",
+            f"{path} has format {found}, but this tinycomp {__version__} reads format {SCHEMA}",
             hint="compile the model again with this version",
         )
     return header, _sections_start(size)
@@ -211,7 +217,7 @@ def _read_sections(
 ) -> Iterator[tuple[str, memoryview]]:
     for name, entry in header["sections"].items():
         begin = start + entry["offset"]
-        section = data[begin : begin + entry["size"]]
+        section = data[begin : begin + entry["size"]] if entry["offset"] >= 0 else data[:0]
         if len(section) != entry["size"]:
             raise ArtifactError(
                 f"{path} is truncated: it ends inside section {name!r}",
