@@ -125,12 +125,13 @@ def compile_with(
     progress: Reporter | None = None,
 ) -> Module:
     """`compile` with explicit settings instead of those of the environment."""
-    threads = num_threads or config.num_threads or default_num_threads()
+    if num_threads is None:
+        num_threads = config.num_threads or default_num_threads()
     options = Options(
         choose_target(target),
         {name: tuple(shape) for name, shape in (input_shapes or {}).items()},
         dict(dims or {}),
-        threads,
+        num_threads,
         opt_level,
         precision,
         _read_records(tuning_records),
@@ -147,7 +148,7 @@ def compile_with(
     manifest = dataclasses.replace(
         artifact.manifest, source=source.path, source_sha256=source.sha256
     )
-    return make_module(dataclasses.replace(artifact, manifest=manifest), num_threads=threads)
+    return make_module(dataclasses.replace(artifact, manifest=manifest), num_threads=num_threads)
 
 
 def build(model: Model, options: Options, cache: Cache, report: Reporter) -> Artifact:

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import os
 import platform
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from .diagnostics import TinycompError
@@ -122,29 +124,67 @@ def _cache_bytes(level: int, default: int) -> int:
     return default
 
 
-_CROSS = {  # cpu -> (vector bits, registers)
-    "x86-64": (128, 16), "x86-64-v2": (128, 16), "x86-64-v3": (256, 16), "x86-64-v4": (512, 32),
-    "haswell": (256, 16), "znver3": (256, 16), "skylake-avx512": (512, 32), "znver4": (512, 32),
-    "znver5": (512, 32), "sapphirerapids": (512, 32), "icelake-server": (512, 32),
-    "cortex-a72": (128, 32), "neoverse-n1": (128, 32), "neoverse-v1": (128, 32),
-    "apple-m1": (128, 32),
-}  # fmt: skip
-_ARM_PREFIXES = ("cortex", "neoverse", "apple")
+_WIDTHS = {  # (vector bits, registers) -> the CPUs by LLVM's names
+    (128, 16): "x86-64 x86-64-v2 generic core2 penryn nehalem westmere sandybridge ivybridge "
+    "silvermont goldmont goldmont-plus tremont k8 k8-sse3 amdfam10 barcelona btver1 btver2 bdver1 "
+    "bdver2 bdver3",
+    (256, 16): "x86-64-v3 haswell broadwell skylake alderlake raptorlake meteorlake arrowlake "
+    "arrowlake-s lunarlake pantherlake gracemont sierraforest grandridge clearwaterforest bdver4 "
+    "znver1 znver2 znver3",
+    (512, 32): "x86-64-v4 skylake-avx512 cascadelake cooperlake cannonlake icelake-client "
+    "icelake-server rocketlake tigerlake sapphirerapids emeraldrapids graniterapids "
+    "graniterapids-d diamondrapids znver4 znver5",
+}
+_X86 = {cpu: width for width, cpus in _WIDTHS.items() for cpu in cpus.split()}
+_ARM = frozenset(
+    ["generic", "cortex-a53", "cortex-a55", "cortex-a57", "cortex-a72", "cortex-a73", "cortex-a75",
+     "cortex-a76", "cortex-a77", "cortex-a78", "cortex-x1", "cortex-x2", "cortex-x3", "cortex-x4",
+     "neoverse-n1", "neoverse-n2", "neoverse-v1", "neoverse-v2", "apple-m1", "apple-m2",
+     "apple-m3", "apple-m4", "ampere1", "a64fx"]
+)  # fmt: skip
 
 
 def _cross(cpu: str, triple: str, features: str) -> Target:
+    """A target of these names. LLVM ends the process over some wrong ones, so they are checked."""
     host = _host()
-    cpu = cpu or ("generic" if triple and triple != host.triple else host.cpu)
+    if cpu == "native":
+        cpu, triple = host.cpu, triple or host.triple
+        features = features or host.features
     if not triple:
-        triple = (
-            "aarch64-unknown-linux-gnu"
-            if cpu.startswith(_ARM_PREFIXES)
-            else "x86_64-unknown-linux-gnu"
+        is_arm = cpu in _ARM and cpu != "generic"
+        triple = ("aarch64" if is_arm else "x86_64") + "-unknown-linux-gnu" if cpu else host.triple
+    arch = triple.partition("-")[0]
+    if arch not in ("x86_64", "aarch64", "arm64"):
+        raise TinycompError(
+            f"cannot generate code for {arch!r}", hint="-mtriple must begin with x86_64 or aarch64"
         )
-    if cpu == host.cpu and triple == host.triple and not features:
+    is_host = arch == host.triple.partition("-")[0]
+    cpu = cpu or (host.cpu if is_host else "generic")
+    if cpu == host.cpu and triple == host.triple and features in ("", host.features):
         return host
-    bits, registers = _CROSS.get(cpu, (128, 32 if triple.startswith("aarch64") else 16))
+    known = _X86 if arch == "x86_64" else dict.fromkeys(_ARM, (128, 32))
+    _check_name("CPU", cpu, {*known, *([host.cpu] if is_host else [])})
+    if is_host:
+        for feature in filter(None, features.split(",")):
+            _check_name("feature", feature.lstrip("+-"), _host_feature_names())
+    bits, registers = known.get(cpu, (host.vector_bits, host.vector_registers))
     return Target("llvm", triple, cpu, features, bits, registers)
+
+
+def _check_name(what: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 3)
+        raise TinycompError(
+            f"unknown {what} {name!r} in the target",
+            hint=f"did you mean {' or '.join(close)}?" if close else "names are those of LLVM",
+        )
+
+
+@functools.cache
+def _host_feature_names() -> frozenset[str]:
+    import llvmlite.binding as llvm
+
+    return frozenset(llvm.get_host_cpu_features())
 
 
 def default_num_threads() -> int:

@@ -172,11 +172,19 @@ def load_npz(path: str) -> dict[str, np.ndarray]:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            raise TinycompError(
+                f"{path} holds one array without a name",
+                hint="write it with numpy.savez(path, **{input_name: array})",
+            )
+        with stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, zipfile.BadZipFile, AttributeError, EOFError) as error:
+        reason = "not an .npz file" if "pickle" in str(error) else error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else reason
         raise TinycompError(
-            f"cannot read the arrays of {path}: {error}",
+            f"cannot read the arrays of {path}: {reason}",
             hint="write it with numpy.savez(path, **{input_name: array})",
         ) from error
 

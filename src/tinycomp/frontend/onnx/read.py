@@ -76,6 +76,8 @@ def _other_kind(data: bytes) -> tuple[str, str] | None:
         return "a zip archive (perhaps a PyTorch checkpoint)", "export or unpack the model first"
     if head[:1] == b"{":
         return "JSON text", "give the .onnx file itself"
+    if head.startswith(b"TINYCOMP"):
+        return "a compiled artifact", "give the .onnx file that it was compiled from"
     if data[4:8] == b"TFL3":
         return "a TensorFlow Lite model", "convert it with tf2onnx"
     return None
