@@ -20,14 +20,18 @@ from ...tir.schedule import Schedule, create_schedule
 from ...tir.tree import statements
 from ..collapse import collapse_dims
 from ..common import Kernel
-from ..to_te import to_te
+from ..to_te import Compute, to_te
 from .bind import bind_unbound
+from .conv import expand_conv2d
 from .elementwise import schedule_elementwise
-from .gemm import COMPUTES, schedule_gemm
+from .gemm import expand_matmul, schedule_gemm
 from .reduction import schedule_outputs
 from .rows import schedule_rows
 
 __all__ = ["build_gpu_kernel", "default_gpu_schedule"]
+
+COMPUTES: dict[str, Compute] = {"nn.matmul": expand_matmul, "nn.conv2d": expand_conv2d}
+"""Expansions of operators that GPU schedules use instead of `Op.compute`."""
 
 
 def build_gpu_kernel(function: Function, target: Target, name: str) -> PrimFunc:

@@ -5,7 +5,7 @@ Both are one computation, over operands that are padded to whole tiles:
     acc[b, i, j] = sum_k A[b, i, k] * B[b, k, j]
 
 A and B are no tensors in memory: they are computed where a tile of them is copied to shared
-memory, which for a convolution gathers its windows (implicit GEMM, Chetlur et al., "cuDNN", 2014).
+memory, which for a convolution gathers its windows (`conv`).
 Each thread keeps a register tile of the result while k runs. (Volkov and Demmel, "Benchmarking GPUs
 to tune dense linear algebra", SC 2008.)
 """
@@ -26,12 +26,11 @@ from ...tir.lower_gpu import ACCESS
 from ...tir.schedule import Stage
 from ...types import TensorType
 from ..common import Kernel, extent_of
-from ..to_te import Compute
 
 _SIDE = 16  # threads of a block in each direction
 _DEPTH = 16  # of a tile along k
 _BUSY = 132  # blocks that give every multiprocessor of a large GPU work
-_MIN_ROWS = 8  # fewer rows are not worth a tile
+MIN_ROWS = 8  # fewer rows are not worth a tile
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def _padded(extent: int, tile: int) -> int:
     return math.ceil(extent / tile) * tile
 
 
-def _gemm(
+def gemm(
     out: TensorType,
     sizes: tuple[int, int, int, int],
     left: Callable[..., Any],
@@ -120,7 +119,7 @@ def _gemm(
     ]
 
 
-def _matmul(attrs: Any, args: Sequence[Tensor], out: TensorType) -> list[Tensor] | None:
+def expand_matmul(attrs: Any, args: Sequence[Tensor], out: TensorType) -> list[Tensor] | None:
     """nn.matmul; batches share the tile where the right operand is one matrix."""
     a, b = args
     if not out.dtype.is_float:
@@ -149,18 +148,18 @@ def _matmul(attrs: Any, args: Sequence[Tensor], out: TensorType) -> list[Tensor]
     shared = math.prod(as_int(d) for d in b.shape[:-2]) == 1
     if shared:
         rows = count * m
-        if rows < _MIN_ROWS:
+        if rows < MIN_ROWS:
             return None
-        return _gemm(
+        return gemm(
             out,
             (1, rows, n, k),
             lambda _, i, p: a(*place(a, unravel(i // m)), i % m, p) if batch else a(i, p),
             lambda _, p, j: b(*[te.const(0)] * (b.ndim - 2), p, j),
             lambda *index: (te.const(0), _ravel(index[:-1], (*batch, m)), index[-1]),
         )
-    if m < _MIN_ROWS:
+    if m < MIN_ROWS:
         return None
-    return _gemm(
+    return gemm(
         out,
         (count, m, n, k),
         lambda c, i, p: a(*place(a, unravel(c)), i, p),
@@ -174,54 +173,6 @@ def _ravel(index: Sequence[Any], shape: Sequence[int]) -> Any:
     for i, extent in zip(index, shape, strict=True):
         flat = flat * extent + i
     return flat
-
-
-def _conv2d(attrs: Any, args: Sequence[Tensor], out: TensorType) -> list[Tensor] | None:
-    """nn.conv2d in NCHW as a product of the weights and the windows of the input."""
-    x, w = args
-    plain = attrs.data_layout == "NCHW" and attrs.kernel_layout == "OIHW"
-    if not plain or not out.dtype.is_float:
-        return None
-    images, channels, height, width = out.static_shape
-    o, ci, kh, kw = (as_int(d) for d in w.shape)
-    in_height, in_width = as_int(x.shape[2]), as_int(x.shape[3])
-    groups = attrs.groups
-    m, window = o // groups, kh * kw
-    if m < _MIN_ROWS or images * channels * height * width * ci * window == 0:
-        return None
-    (sh, sw), (dh, dw), (top, left_pad, bottom, right_pad) = (
-        attrs.strides, attrs.dilation, attrs.padding,
-    )  # fmt: skip
-
-    def weights(b: Any, i: Any, p: Any) -> Any:
-        return w((b % groups) * m + i, p // window, p // kw % kh, p % kw)
-
-    def windows(b: Any, p: Any, j: Any) -> Any:
-        h = j // width * sh + (p // kw % kh) * dh - top
-        v = j % width * sw + (p % kw) * dw - left_pad
-        value = x(b // groups, (b % groups) * ci + p // window, h, v)
-        edges = [h >= 0] * (top > 0) + [h < in_height] * (top + bottom > 0)
-        edges += [v >= 0] * (left_pad > 0) + [v < in_width] * (left_pad + right_pad > 0)
-        for edge in edges:
-            value = te.if_then_else(edge, value, te.const(0, value.dtype))
-        return value
-
-    return _gemm(
-        out,
-        (images * groups, m, height * width, ci * window),
-        weights,
-        windows,
-        lambda n, c, h, v: (*_group(n, c, groups, m), h * width + v),
-    )
-
-
-def _group(n: Any, c: Any, groups: int, m: int) -> tuple[Any, Any]:
-    """The product and its row that hold channel c of image n."""
-    return (n, c) if groups == 1 else (n * groups + c // m, c % m)
-
-
-COMPUTES: dict[str, Compute] = {"nn.matmul": _matmul, "nn.conv2d": _conv2d}
-"""Expansions of operators that GPU schedules use instead of `Op.compute`."""
 
 
 def schedule_gemm(kernel: Kernel, product: ComputeOp) -> None:
