@@ -171,7 +171,7 @@ def test_extern():
         value = Load(ins[0], (5 - i,), None)
         return For(i, const(0), const(6), Store(outs[0], (i,), value))
 
-    (r,) = te.extern([(6,)], [a], reverse, ["float32"], name="R")
+    (r,) = te.extern([(6,)], [a], reverse, "R", ["float32"])
     out = te.compute((6,), lambda i: r[i] + 1.0, name="O")
     x, y = np.arange(6, dtype="float32"), np.empty(6, "float32")
     tinycomp.build(te.create_schedule(out), [a, out])(x, y)

@@ -17,6 +17,7 @@ from .intrin import BufferView, TensorIntrin, decl_tensor_intrin
 from .math import *  # noqa: F403
 from .reducers import all, any, comm_reducer, max, min, prod, sum
 from .tensor import (
+    AXIS_SEPARATOR,
     ComputeOp,
     ExternOp,
     IterKind,
@@ -75,10 +76,10 @@ def create_schedule(
 
 
 __all__ = [
-    "BufferView", "ComputeOp", "Expr", "ExternOp", "IterKind", "IterVar", "PlaceholderOp", "Reduce",
-    "ScanOp", "Tensor", "TensorIntrin", "Var", "all", "any", "call", "comm_reducer", "compute",
-    "create_schedule", "decl_tensor_intrin", "extern", "gradient", "inputs_of", "max", "min",
-    "placeholder", "prod", "reduce_axis", "scan", "size_var", "sum", "tag_scope", "thread_axis",
-    "topological", "var",
+    "AXIS_SEPARATOR", "BufferView", "ComputeOp", "Expr", "ExternOp", "IterKind", "IterVar",
+    "PlaceholderOp", "Reduce", "ScanOp", "Tensor", "TensorIntrin", "Var", "all", "any", "call",
+    "comm_reducer", "compute", "create_schedule", "decl_tensor_intrin", "extern", "gradient", "inputs_of",
+    "max", "min", "placeholder", "prod", "reduce_axis", "scan", "size_var", "sum", "tag_scope",
+    "thread_axis", "topological", "var",
 ]  # fmt: skip
 __all__ += math.__all__

@@ -34,6 +34,17 @@ class IterKind(StrEnum):
     ORDERED = "ordered"  # in sequence (scan)
 
 
+class _AxisSeparator:
+    """The type of `AXIS_SEPARATOR`."""
+
+    def __repr__(self) -> str:
+        return "te.AXIS_SEPARATOR"
+
+
+AXIS_SEPARATOR = _AxisSeparator()
+"""Between the indices that a `transform_layout` function returns; see there."""
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class IterVar:
     """An axis: a variable with its domain [min, min + extent) and kind. Compares by identity."""
@@ -381,13 +392,13 @@ def tag_scope(tag: str, attrs: Mapping[str, Any] | None = None) -> Iterator[None
 
 
 def extern(
-    out_shapes: Sequence[Sequence[ExprLike]],
+    shape: Sequence[Any],
     inputs: Sequence[Tensor],
     fcompute: Callable[[list[Any], list[Any]], Any],
-    dtypes: Sequence[str | DType],
     name: str = "extern",
+    dtype: str | DType | Sequence[str | DType] | None = None,
     attrs: Mapping[str, Any] | None = None,
-) -> list[Tensor]:
+) -> Any:
     """Tensors filled by hand-written loop IR: `fcompute(in_buffers, out_buffers)` returns a Stmt.
 
     >>> from tinycomp.ir.expr import Load
@@ -396,20 +407,36 @@ def extern(
     >>> def reverse(ins, outs):
     ...     value = Load(ins[0], (7 - i,), None)
     ...     return For(i, const(0), const(8), Store(outs[0], (i,), value))
-    >>> extern([(8,)], [A], reverse, ["float32"], name="reverse")
-    [Tensor(reverse: float32[8])]
+    >>> extern((8,), [A], reverse, name="reverse")
+    Tensor(reverse: float32[8])
+
+    Args:
+        shape: of the output, or a list of the shapes of several.
+        dtype: of the output, or one for each; by default that of the inputs.
+
+    Returns:
+        The output, or a list if `shape` is a list of shapes.
+
+    Raises:
+        TypeError: no dtype is given and the inputs do not have one in common, or the number of
+            dtypes is not that of the shapes.
     """
-    shapes = tuple(tuple(as_expr(d) for d in shape) for shape in out_shapes)
+    several = bool(shape) and all(isinstance(d, Sequence) for d in shape)
+    shapes = [tuple(as_expr(d) for d in one) for one in (shape if several else [shape])]
+    if dtype is None:
+        common = {t.dtype for t in inputs}
+        if len(common) != 1:
+            raise TypeError(f"extern {name}: give dtype=, the inputs do not have one in common")
+        dtypes = list(common) * len(shapes)
+    else:
+        dtypes = [DType(d) for d in ([dtype] if isinstance(dtype, str) else dtype)]
+    if len(dtypes) != len(shapes):
+        raise TypeError(f"extern {name}: {len(shapes)} outputs, but {len(dtypes)} dtypes")
     op = ExternOp(
-        name,
-        list(inputs),
-        shapes,
-        tuple(DType(d) for d in dtypes),
-        fcompute,
-        "extern",
-        dict(attrs or {}),
+        name, list(inputs), tuple(shapes), tuple(dtypes), fcompute, "extern", dict(attrs or {})
     )
-    return [op.output(i) for i in range(len(shapes))]
+    outputs = [op.output(i) for i in range(len(shapes))]
+    return outputs if several else outputs[0]
 
 
 def scan(

@@ -191,6 +191,13 @@ class Schedule:
         self._buffer_names[handle] = buffer.name
         return handle
 
+    def new_stages(self, buffers: Sequence[Buffer]) -> list[CachedTensor]:
+        """The handles of the outputs of one stage, whose block has the first buffer's name."""
+        handles = [self.new_stage(buffer) for buffer in buffers]
+        for handle in handles:
+            self._stages[handle] = buffers[0].name
+        return handles
+
     @property
     def stages(self) -> list[str]:
         """The blocks that are still in the loops, in order."""
@@ -310,12 +317,21 @@ class Schedule:
 
     # -- primitives of the whole schedule ---------------------------------------------------------
 
-    def cache_write(self, tensor: TensorLike | str, scope: str = "local") -> CachedTensor:
+    def cache_write(
+        self, tensor: TensorLike | str | Sequence[TensorLike], scope: str = "local"
+    ) -> Any:
         """Compute `tensor` into a buffer in `scope` first; returns the computing stage's tensor.
 
-        The reduction axes now belong to the returned tensor's stage. See `primitives.cache`.
+        The reduction axes now belong to the returned tensor's stage. A stage with several outputs
+        has all of them cached, and a list is returned. See `primitives.cache`.
         """
-        return self.do(CacheWrite(self.stage_name(tensor), scope))
+        names = {self.stage_name(t) for t in _listed(tensor)}
+        if len(names) != 1:
+            raise ScheduleError(
+                f"s.cache_write: {', '.join(sorted(names))} are different stages",
+                hint="call it once for each stage",
+            )
+        return self.do(CacheWrite(names.pop(), scope))
 
     def cache_read(
         self, tensor: TensorLike | str, scope: str, readers: Sequence[TensorLike | str]

@@ -7,14 +7,14 @@ after, in its file in `tinycomp.tir.primitives`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..diagnostics import ScheduleError
 from ..dtype import DType
 from ..ir.expr import Expr, Var
 from ..te.intrin import TensorIntrin
-from ..te.tensor import IterVar, Operation, Tensor
+from ..te.tensor import IterKind, IterVar, Operation, Tensor
 from .nodes import Block
 from .primitives.affine import to_tokens
 from .primitives.annotate import Bind, Parallel, Pragma, Unroll, Vectorize
@@ -57,6 +57,15 @@ TensorLike = Tensor | CachedTensor
 
 
 @dataclass(frozen=True)
+class StageOp:
+    """What a stage computes where no te operation says it: `axis` and `reduce_axis` name loops."""
+
+    name: str
+    axis: tuple[IterVar, ...]
+    reduce_axis: tuple[IterVar, ...]
+
+
+@dataclass(frozen=True)
 class Stage:
     """One computation of a schedule, with TVM's primitives.
 
@@ -76,14 +85,23 @@ class Stage:
         return block_of(self.schedule.func, self.block_name)
 
     @property
-    def op(self) -> Operation:
-        """The te operation, whose `axis` and `reduce_axis` name loops."""
-        if not isinstance(self.tensor, Tensor):
-            raise ScheduleError(
-                f"stage {self.tensor.name!r} was made by the schedule and has no te operation",
-                hint="name its axes, or take them from .axes",
-            )
-        return self.tensor.op
+    def op(self) -> Operation | StageOp:
+        """The te operation, whose `axis` and `reduce_axis` name loops.
+
+        A stage that was made or changed by cache_write, rfactor and the like has axes of its own.
+        """
+        iter_vars = self.block.iter_vars
+        if isinstance(self.tensor, Tensor):
+            op = self.tensor.op
+            axes = [*getattr(op, "axis", ()), *getattr(op, "reduce_axis", ())]
+            if [(v.name, v.kind) for v in axes] == [(v.name, v.kind) for v in iter_vars]:
+                return op
+        named = [
+            replace(v, var=b if isinstance(b, Var) else v.var)
+            for v, b in zip(iter_vars, self.block.bindings, strict=True)
+        ]
+        reduced = tuple(v for v in named if v.kind is IterKind.REDUCE)
+        return StageOp(self.block_name, tuple(v for v in named if v not in reduced), reduced)
 
     @property
     def axes(self) -> tuple[Var, ...]:

@@ -64,10 +64,11 @@ class CacheWrite(Step):
     NAME, OF_SCHEDULE = "cache_write", True
     scope: str = "local"
 
-    def apply(self, schedule: Schedule) -> CachedTensor:
+    def apply(self, schedule: Schedule) -> CachedTensor | list[CachedTensor]:
         scope = scope_of(self.scope)
-        schedule.func, buffer = cache_write(schedule.func, self.stage, scope)
-        return schedule.new_stage(buffer)
+        schedule.func, buffers = cache_write(schedule.func, self.stage, scope)
+        handles = schedule.new_stages(buffers)
+        return handles if len(handles) > 1 else handles[0]
 
 
 @dataclass(frozen=True)
@@ -104,64 +105,66 @@ def scope_of(name: str) -> Scope:
     return Scope(name)
 
 
-def copy_nest(source: Buffer, target: Buffer, name: str, axes: Sequence[str]) -> Stmt:
-    """Loops that copy the whole target from the source."""
+def copy_nest(
+    sources: Sequence[Buffer], targets: Sequence[Buffer], name: str, axes: Sequence[str]
+) -> Stmt:
+    """Loops that copy each whole target, which have one shape, from its source."""
     names: list[str] = []
     for axis in axes:
         names.append(unique(axis, names))
     own = [Var(n) for n in names]
-    iter_vars = tuple(IterVar(v, const(0), e) for v, e in zip(own, target.shape, strict=True))
+    shape = targets[0].shape
+    iter_vars = tuple(IterVar(v, const(0), e) for v, e in zip(own, shape, strict=True))
     loops = [Var(n) for n in names]
-    stmt: Stmt = Block(
-        name, iter_vars, tuple(loops), Store(target, tuple(own), Load(source, tuple(own), None))
-    )
-    for var, extent in zip(reversed(loops), reversed(target.shape), strict=True):
+    stores = [
+        Store(target, tuple(own), Load(source, tuple(own), None))
+        for source, target in zip(sources, targets, strict=True)
+    ]
+    body = stores[0] if len(stores) == 1 else Seq(tuple(stores))
+    stmt: Stmt = Block(name, iter_vars, tuple(loops), body)
+    for var, extent in zip(reversed(loops), reversed(shape), strict=True):
         stmt = For(var, const(0), extent, stmt)
     return stmt
 
 
-def cache_write(func: PrimFunc, block_name: str, scope: Scope) -> tuple[PrimFunc, Buffer]:
-    """Compute a stage into a buffer in `scope` first, then copy it out.
+def cache_write(func: PrimFunc, block_name: str, scope: Scope) -> tuple[PrimFunc, list[Buffer]]:
+    """Compute a stage into buffers in `scope` first, one per output, then copy them out.
 
     Returns:
-        The function and the new buffer. The block that now computes has the buffer's name; the
-        copying block keeps the name of the stage, and gets new loops over its axes.
+        The function and the new buffers. The block that now computes has the first one's name;
+        the copying block keeps the name of the stage, and gets new loops over its axes.
     """
     block = only_writer(func, block_name)
     buffers = result_buffers(block)
-    if len(buffers) != 1:
-        raise ScheduleError(
-            f"stage {block_name!r} has {len(buffers)} outputs, expected 1",
-            hint="compute the outputs as separate tensors",
-        )
     if any(v.kind is IterKind.ORDERED for v in block.iter_vars):
         raise ScheduleError(
             f"stage {block_name!r} is computed at each time of a scan",
             hint="only stages outside of scans have cached copies",
         )
     require_plain_store(block)
-    old = buffers[0]
     root = root_of(func, block)
     for other in blocks_in(root):
-        if other is not block and old in read_buffers(other):
+        if other is not block and any(b in read_buffers(other) for b in buffers):
             raise ScheduleError(
                 f"stage {block_name!r} is computed inside the loops of {other.name!r}",
                 hint="call cache_write before compute_at",
             )
-    name = fresh_buffer_name(func, f"{old.name}.{scope}")
-    # Not as large as `old`, which may have been enlarged for a tile that reaches past its end.
+    # Not as large as the old ones, which may have been enlarged for a tile that reaches past.
     shape = tuple(v.extent for v in block.iter_vars if v.kind is IterKind.SPATIAL)
-    cached = Buffer(name, shape, old.dtype, scope)
+    cached = [
+        Buffer(fresh_buffer_name(func, f"{old.name}.{scope}"), shape, old.dtype, scope)
+        for old in buffers
+    ]
     path = path_to(root, lambda s: s is block)
     assert path is not None
-    moved: Any = map_buffers(block, {old: cached})
-    computing = replace_at(path, replace(moved, name=name))
+    moved: Any = map_buffers(block, dict(zip(buffers, cached, strict=True)))
+    computing = replace_at(path, replace(moved, name=cached[0].name))
     axes = [v.name for v in block.iter_vars if v.kind is IterKind.SPATIAL]
-    whole = replace(old, shape=shape)
+    whole = [replace(old, shape=shape) for old in buffers]
     copying = copy_nest(cached, whole, block_name, axes)
-    copying = map_buffers(copying, {whole: old})
+    copying = map_buffers(copying, dict(zip(whole, buffers, strict=True)))
     func = replace_stmt(func, root, Seq((computing, copying)))
-    return replace(func, allocs=(*func.allocs, cached)), cached
+    return replace(func, allocs=(*func.allocs, *cached)), cached
 
 
 def cache_read(
@@ -203,7 +206,7 @@ def cache_read(
     for block in blocks:
         func = replace_stmt(func, block, map_buffers(block, {buffer: cached}))
     axes = [f"i{d}" for d in range(len(buffer.shape))]
-    nest = copy_nest(buffer, cached, cached.name, axes)
+    nest = copy_nest([buffer], [cached], cached.name, axes)
     order = func.body.stmts if isinstance(func.body, Seq) else (func.body,)
     body = Seq((*order[:first], nest, *order[first:]))
     return replace(func, body=body, allocs=(*func.allocs, cached)), cached

@@ -42,6 +42,7 @@ from ...ir.expr import Binary, BinaryOp, Expr, IntImm, Load, Var, as_expr, const
 from ...ir.fold import refold
 from ...ir.node import Node, fold
 from ...te.simplify import Analyzer
+from ...te.tensor import AXIS_SEPARATOR
 from ..nodes import Buffer, PrimFunc, Store
 from .affine import Tokens, from_tokens, infix, to_tokens
 from .step import Step
@@ -83,10 +84,14 @@ def _is_axis(token: str | int) -> bool:
 
 
 def tokens_of_map(index_map: Callable[..., Any], rank: int) -> tuple[Tokens, ...]:
-    """A Python function from old to new indices, as the field of the step."""
+    """A Python function from old to new indices, as the field of the step.
+
+    `te.AXIS_SEPARATOR` may stand between indices, as in TVM, where it splits the buffer in
+    physical dimensions; buffers are flat memory here, so it changes nothing.
+    """
     result = index_map(*(Var(f"i{d}") for d in range(rank)))
     places = result if isinstance(result, tuple | list) else (result,)
-    return tuple(to_tokens(as_expr(e)) for e in places)
+    return tuple(to_tokens(as_expr(e)) for e in places if e is not AXIS_SEPARATOR)
 
 
 def transform_layout(
