@@ -107,3 +107,12 @@ def test_extern_takes_its_dtype_from_the_inputs():
         te.extern((2,), [A, B], lambda ins, outs: None)
     with pytest.raises(TypeError, match="2 outputs, but 1 dtypes"):
         te.extern([(2,), (3,)], [A], lambda ins, outs: None, dtype=["int8"])
+
+
+def test_the_axis_of_another_stage_is_refused():
+    A = te.placeholder((8, 8), name="A")
+    B = te.compute((8, 8), lambda i, j: A[i, j] + 1.0, name="B")
+    C = te.compute((8, 8), lambda i, j: B[j, i] * 2.0, name="C")
+    s = te.create_schedule(C.op)
+    with pytest.raises(ScheduleError, match="'i' is not a loop of stage 'C': it belongs to"):
+        s[B].compute_at(s[C], B.op.axis[0])

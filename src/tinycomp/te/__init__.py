@@ -78,8 +78,8 @@ def create_schedule(
 __all__ = [
     "AXIS_SEPARATOR", "BufferView", "ComputeOp", "Expr", "ExternOp", "IterKind", "IterVar",
     "PlaceholderOp", "Reduce", "ScanOp", "Tensor", "TensorIntrin", "Var", "all", "any", "call",
-    "comm_reducer", "compute", "create_schedule", "decl_tensor_intrin", "extern", "gradient", "inputs_of",
-    "max", "min", "placeholder", "prod", "reduce_axis", "scan", "size_var", "sum", "tag_scope",
-    "thread_axis", "topological", "var",
+    "comm_reducer", "compute", "create_schedule", "decl_tensor_intrin", "extern", "gradient",
+    "inputs_of", "max", "min", "placeholder", "prod", "reduce_axis", "scan", "size_var", "sum",
+    "tag_scope", "thread_axis", "topological", "var",
 ]  # fmt: skip
 __all__ += math.__all__

@@ -174,7 +174,8 @@ class Schedule:
         if any(l.var is var for l in self.loops(stage)):
             return var
         names = ", ".join(l.var.name for l in self.loops(stage)) or "none"
-        if isinstance(axis, IterVar):  # a stage that was moved or cached has new loops
+        if isinstance(axis, IterVar) and self._may_name(stage, axis):
+            # A stage that was moved or cached has new loops.
             found = [l.var for l in self.loops(stage) if l.var.name == var.name]
             if found:
                 return found[-1]
@@ -183,6 +184,16 @@ class Schedule:
             "was split, fused or moved",
             hint=f"the axes of {stage!r} are {names}",
         )
+
+    def _may_name(self, stage: str, axis: IterVar) -> bool:
+        """Whether an axis is the stage's own; those of another computation only look alike."""
+        owners = [
+            t.op for t, name in self._stages.items() if name == stage and isinstance(t, Tensor)
+        ]
+        axes = [
+            a for op in owners for a in (*getattr(op, "axis", ()), *getattr(op, "reduce_axis", ()))
+        ]
+        return not owners or any(a.var is axis.var for a in axes)
 
     def new_stage(self, buffer: Buffer, name: str = "") -> CachedTensor:
         """The handle of a stage that a primitive made; its block has the buffer's name, or this."""
