@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tinycomp.codegen.llvm import emit_kernel
 from tinycomp.ir.expr import const
 from tinycomp.te.interpreter import evaluate
 from tinycomp.testing import fuzz_runner
@@ -115,6 +116,21 @@ def test_wrong_code_is_noticed(monkeypatch):
     monkeypatch.setattr(fuzz_runner, "lower", without_statements)
     (found,) = runner.run([(case, [])], 0)
     assert found["kind"] == "mismatch"
+
+
+def test_code_that_llvm_rejects_is_reported_with_its_seed(monkeypatch):
+    cases = [(draw_case(seed), []) for seed in (1, 2, 3)]
+    runner = fuzz_runner._Runner()
+
+    def broken(func, target):
+        kernel = emit_kernel(func, target)
+        text = kernel.llvm_text.replace("ret void", "ret nothing")
+        return replace(kernel, llvm_text=text) if func.name == "case2" else kernel
+
+    monkeypatch.setattr(fuzz_runner, "emit_kernel", broken)
+    results = list(runner.run(cases, 0))
+    assert [r.get("kind") for r in results] == [None, "raised", None]
+    assert "LLVM rejects" in results[1]["message"]
 
 
 def test_writes_around_an_array_are_noticed(monkeypatch):

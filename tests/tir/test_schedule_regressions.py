@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tinycomp.codegen.llvm import emit_kernel
+from tinycomp.codegen.llvm import assembly, emit_kernel
 from tinycomp.diagnostics import ScheduleError
 from tinycomp.target import Target
 from tinycomp.te.interpreter import evaluate
@@ -87,6 +87,19 @@ def layout_without_dimensions(s):
     s["B"].transform_layout(lambda: ())
 
 
+@case("recurrent", 4, 5)
+def init_apart_inside_a_loop_in_sequence(s):
+    s["mixed"].compute_at("update", "hidden.t")
+    s["mixed"].decompose_reduction("t")
+
+
+@case("sum_rows", 11, 32, bits=512)
+def lanes_to_combine_around_a_vectorized_loop(s):
+    s["B"].reorder("k", "i")
+    s["B"].vectorize("i")
+    s["B"].pragma("k", "reduce_lanes")
+
+
 @pytest.mark.parametrize(("apply", "computation", "sizes", "bits"), CASES)
 def test_schedule_computes_what_the_expressions_say(apply, computation, sizes, bits):
     made = COMPUTATIONS[computation](*sizes)
@@ -98,9 +111,11 @@ def test_schedule_computes_what_the_expressions_say(apply, computation, sizes, b
     target = replace(Target.host(), vector_bits=bits)
     arrays = made.arrays(np.random.default_rng(0))
     expected = evaluate(made.outputs, dict(zip(made.inputs, arrays, strict=True)))
-    for func in (lower(schedule.func, target), lower(again.func, target)):
+    for scheduled in (schedule.func, again.func):
+        verify(scheduled)
+        func = lower(scheduled, target)
         verify(func, lowered=True)
-        assert emit_kernel(func, target).llvm_text
+        assert assembly(emit_kernel(func, target).llvm_text, target, opt=0)
         results = [np.full(e.shape, 77, e.dtype) for e in expected]
         run(func, [*arrays, *results])
         for result, value in zip(results, expected, strict=True):

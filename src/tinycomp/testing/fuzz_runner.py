@@ -23,7 +23,7 @@ import numpy as np
 from ..codegen.jit import LoadedObject, load_object, pool_runtime
 from ..codegen.llvm import KernelIR, compile_kernels, emit_kernel
 from ..codegen.runtime_abi import PARALLEL_FOR, POOL_ENTER, RuntimeState
-from ..diagnostics import ExecutionError, TinycompError
+from ..diagnostics import ExecutionError, InternalError, TinycompError
 from ..runtime.arrays import address
 from ..runtime.compare import compare_arrays
 from ..target import Target
@@ -31,6 +31,7 @@ from ..te.interpreter import evaluate
 from ..tir.lower import lower
 from ..tir.primitives.step import Step
 from ..tir.schedule import Schedule
+from ..tir.verify import verify
 from .guarded import GuardedMemory
 from .schedule_fuzz import Case, Drawn, draw_case, random_schedule, replay, smallest
 
@@ -104,12 +105,14 @@ class _Runner:
                 yield _failed(case, "raised", traceback.format_exc(limit=-6))
         if not prepared:
             return
-        texts = [p.ir.llvm_text for p in prepared]
-        code = load_object(compile_kernels(texts, Target.host(), opt), self.pool.imports)
+        code: LoadedObject | None = None
+        if len(prepared) > 1:
+            with contextlib.suppress(InternalError):  # LLVM rejects one of them: each alone
+                code = self._compile(prepared, opt)
         for p in prepared:
             try:
-                problem = self._check(p, code)
-            except TinycompError as error:
+                problem = self._check(p, code or self._compile([p], opt))
+            except (TinycompError, InternalError) as error:
                 problem = "raised", f"{type(error).__name__}: {error}"
             if problem:
                 yield _failed(p.case, *problem, p.drawn.schedule)
@@ -119,6 +122,10 @@ class _Runner:
                     "accepted": p.drawn.accepted,
                     "refused": p.drawn.refused,
                 }
+
+    def _compile(self, prepared: Sequence[_Prepared], opt: int) -> LoadedObject:
+        texts = [p.ir.llvm_text for p in prepared]
+        return load_object(compile_kernels(texts, Target.host(), opt), self.pool.imports)
 
     def _check(self, p: _Prepared, code: LoadedObject) -> tuple[str, str] | None:
         computation = p.drawn.computation
@@ -175,7 +182,9 @@ def _prepare(case: Case, steps: Sequence[Step] | None) -> _Prepared:
     target = replace(Target.host(), vector_bits=min(case.vector_bits, Target.host().vector_bits))
     if case.seed % 16 == 0:
         _check_replay(case, drawn)
+    verify(drawn.schedule.func)
     func = lower(replace(drawn.schedule.func, name=f"case{case.seed}"), target)
+    verify(func, lowered=True)
     return _Prepared(case, drawn, emit_kernel(func, target))
 
 
@@ -286,11 +295,11 @@ def fuzz(
 def _batch(run: _Worker, seeds: Sequence[int], report: Report) -> None:
     opt = _opt(seeds[0])
     results, problem = run(seeds, opt)
-    if problem and len(seeds) > 1:
-        for seed in seeds:  # one of them is to blame
-            _batch_of_one(run, seed, opt, report)
+    if not problem:
+        _add(report, results)
         return
-    _add(report, results)
+    for seed in seeds:  # one of them is to blame
+        _batch_of_one(run, seed, opt, report)
 
 
 def _batch_of_one(run: _Worker, seed: int, opt: int, report: Report) -> None:

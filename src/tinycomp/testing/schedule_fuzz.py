@@ -20,8 +20,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import te
 from ..diagnostics import InternalError, ScheduleError
-from ..te.tensor import IterKind
+from ..dtype import DType
+from ..ir.expr import BinaryOp, ReduceLanes
+from ..te.intrin import TensorIntrin, decl_tensor_intrin
+from ..te.tensor import IterKind, topological
 from ..tir.nodes import Block
 from ..tir.primitives.common import kinds_in
 from ..tir.primitives.step import Step
@@ -36,6 +40,8 @@ _CHOICES: Mapping[str, Sequence[int]] = {  # of parameters that are no sizes
 _MOST_POINTS = 2500  # of the product of all sizes
 _MOST_STEPS = 12
 _FACTORS = (1, 2, 3, 4, 5, 7, 8, 16)
+_DOT = 4  # elements of the dot products that tensorize puts in
+_OF_SEVERAL = ("tile", "tensorize")  # drawn as several steps; the first ones stay
 
 
 @dataclass(frozen=True)
@@ -90,9 +96,8 @@ def random_schedule(case: Case, only: Collection[str] = ()) -> Drawn:
     Raises:
         Exception: whatever a primitive raises besides ScheduleError, which is a bug.
     """
-    computation = case.make()
-    drawn = Drawn(computation, create_schedule(computation.outputs, computation.inputs))
-    draw = _Draw(random.Random(case.seed ^ 0x5EED), drawn.schedule)
+    drawn = naive(case)
+    draw = _Draw(random.Random(case.seed ^ 0x5EED), drawn)
     weights = {name: w for name, w in PRIMITIVES.items() if not only or name in only}
     for _ in range(draw.rng.randint(1, _MOST_STEPS)):
         name = draw.rng.choices(list(weights), weights=list(weights.values()))[0]
@@ -103,17 +108,24 @@ def random_schedule(case: Case, only: Collection[str] = ()) -> Drawn:
             drawn.refused[name] += 1
             if not error.hint:
                 raise InternalError(f"a refusal without a hint: {error}") from error
-            if name != "tile" and (drawn.schedule.func, drawn.schedule.steps) != before:
+            if name not in _OF_SEVERAL and (drawn.schedule.func, drawn.schedule.steps) != before:
                 raise InternalError(f"a refused {name} changed the schedule") from error
         else:
             drawn.accepted[name] += 1
     return drawn
 
 
+def naive(case: Case) -> Drawn:
+    """The schedule of a case before any step; it knows the intrinsics of `tensorize`."""
+    computation = case.make()
+    schedule = create_schedule(computation.outputs, computation.inputs)
+    schedule.intrinsics.update(INTRINSICS)
+    return Drawn(computation, schedule)
+
+
 def replay(case: Case, steps: Sequence[Step]) -> Drawn:
     """The schedule of a case from given steps; those that are refused are left out."""
-    computation = case.make()
-    drawn = Drawn(computation, create_schedule(computation.outputs, computation.inputs))
+    drawn = naive(case)
     for step in steps:
         try:
             drawn.schedule.do(step)
@@ -148,11 +160,37 @@ def smallest(
     return kept
 
 
+def _dot(x_dtype: DType, y_dtype: DType, dtype: DType) -> TensorIntrin:
+    """A dot product of few elements as one vector operation."""
+    x, y = te.placeholder((_DOT,), x_dtype, name="x"), te.placeholder((_DOT,), y_dtype, name="y")
+    k = te.reduce_axis((0, _DOT), name="k")
+    z = te.compute(
+        (), lambda: te.sum(te.cast(x[k], dtype) * te.cast(y[k], dtype), axis=k), name="z"
+    )
+
+    def emit(ins: Sequence[Any], outs: Sequence[Any]) -> tuple[Any, Any, Any]:
+        a, b = (te.cast(operand.vload([0], _DOT), dtype) for operand in ins)
+        total, out = ReduceLanes(BinaryOp.ADD, a * b), outs[0]
+        return out.store(total), out.store(te.const(0, dtype)), out.store(out[()] + total)
+
+    return decl_tensor_intrin(z, emit, name=f"dot_{x_dtype}_{y_dtype}")
+
+
+INTRINSICS: Mapping[str, TensorIntrin] = {
+    intrin.name: intrin
+    for intrin in (
+        _dot(DType.FLOAT32, DType.FLOAT32, DType.FLOAT32),
+        _dot(DType.FLOAT64, DType.FLOAT64, DType.FLOAT64),
+        _dot(DType.UINT8, DType.INT8, DType.INT32),
+    )
+}
+
+
 class _Draw:
     """One method per primitive: calls it with random arguments, legal ones more often."""
 
-    def __init__(self, rng: random.Random, schedule: Schedule) -> None:
-        self.rng, self.schedule = rng, schedule
+    def __init__(self, rng: random.Random, drawn: Drawn) -> None:
+        self.rng, self.schedule, self.outputs = rng, drawn.schedule, drawn.computation.outputs
 
     def stage(self, wanted: Callable[[Block], bool] = lambda block: True) -> Stage:
         """A stage that is still in the loops, mostly one with a wanted property."""
@@ -185,6 +223,13 @@ class _Draw:
             return "nowhere"
         spread = self.rng.gauss(place * (len(names) - 1), len(names) / 4)
         return names[min(len(names) - 1, max(0, round(spread)))]
+
+    def reduced_axis(self, stage: Stage) -> str:
+        """Mostly a reduction loop."""
+        block = stage.block
+        reduced = [a.name for a in stage.axes if IterKind.REDUCE in kinds_in(block, a)]
+        usual = reduced and self.rng.random() < 0.9
+        return self.rng.choice(reduced) if usual else self.axis(stage)
 
     def factor(self) -> int:
         return self.rng.choice((0, -3)) if self.rng.random() < 0.01 else self.rng.choice(_FACTORS)
@@ -273,11 +318,7 @@ class _Draw:
 
     def rfactor(self) -> None:
         stage = self.reduction()
-        block = stage.block
-        reduced = [a.name for a in stage.axes if IterKind.REDUCE in kinds_in(block, a)]
-        usual = reduced and self.rng.random() < 0.9
-        axis = self.rng.choice(reduced) if usual else self.axis(stage)
-        self.schedule.rfactor(stage.tensor, axis)
+        self.schedule.rfactor(stage.tensor, self.reduced_axis(stage))
 
     def set_scope(self) -> None:
         self.intermediate().set_scope(self.scope())
@@ -316,6 +357,34 @@ class _Draw:
     def double_buffer(self) -> None:
         self.intermediate().double_buffer()
 
+    def normalize(self) -> None:
+        self.schedule.normalize()
+
+    def create_group(self) -> None:
+        first, last = sorted(self.rng.choices(range(len(ops := topological(self.outputs))), k=2))
+        group = self.schedule.create_group(
+            ops[last].output(0), ops[first].output(0), self.rng.random() < 0.5
+        )
+        if self.rng.random() < 0.2:
+            group.compute_root()
+        else:
+            consumer = self.stage()
+            group.compute_at(consumer, self.axis(consumer, 0.3))
+
+    def tensorize(self) -> None:
+        stage = self.reduction()
+        mine = written_buffers(stage.block)
+        read = [b.dtype for b in read_buffers(stage.block) if b not in mine]
+        usual = next(
+            (n for n, i in INTRINSICS.items() if [t.dtype for t in i.op.inputs] == read), ""
+        )
+        axis = self.reduced_axis(stage)
+        if self.rng.random() < 0.9:
+            _, inner = stage.split(axis, factor=_DOT)
+            axis = inner.name
+            stage.reorder(*(n for n in stage.axis_names if n != axis), axis)
+        stage.tensorize(axis, usual or self.rng.choice([*INTRINSICS, "unknown"]))
+
     def prefetch(self) -> None:
         stage = self.stage()
         tensor = self.rng.choice(self.schedule.func.params).name
@@ -328,4 +397,5 @@ PRIMITIVES: Mapping[str, float] = {  # how often each is drawn
     "rfactor": 2, "set_scope": 1, "pragma": 1, "bind": 1, "reverse_compute_at": 2,
     "reverse_compute_inline": 1.5, "decompose_reduction": 1.5, "pad": 1, "partition": 1.5,
     "transform_layout": 2, "storage_align": 0.5, "double_buffer": 0.5, "prefetch": 0.5,
+    "normalize": 0.5, "create_group": 0.7, "tensorize": 1.5,
 }  # fmt: skip

@@ -103,7 +103,7 @@ def _reduce_lanes(loop: For, target: Target) -> Stmt:
     the additions changes, so only loops that say so (`pragma "reduce_lanes"`) come here.
     """
     store = loop.body
-    if not isinstance(store, Store) or store.predicate is not None:
+    if not isinstance(store, Store) or store.predicate is not None or _has_vectors(store):
         return loop
     value = store.value
     if not isinstance(value, Binary) or value.op not in _REDUCIBLE:

@@ -79,7 +79,7 @@ def decompose_reduction(func: PrimFunc, block_name: str, axis: Var) -> tuple[Pri
                 hint=f"choose {loop.var.name!r} or a loop around it",
             )
     name = fresh_buffer_name(func, f"{block_name}.init")
-    kept = [l for l in loops[position:] if IterKind.SPATIAL in kinds_in(block, l.var)]
+    kept = [l for l in loops[position:] if kinds_in(block, l.var) - {IterKind.REDUCE}]
     left = [l.var for l in loops[position:] if not any(l is k for k in kept)]
     nest = _init_nest(block, name, kept, left)
     func = replace_stmt(func, block, replace(block, init=None))
