@@ -24,7 +24,7 @@ from .diagnostics import ArtifactError, MemoryBudgetError, ModelError, TinycompE
 from .runtime.arrays import aligned_empty
 from .runtime.artifact import Artifact, Manifest
 from .runtime.cache import Cache, content_key, source_digest, touch
-from .runtime.cuda_driver import DEFAULT_ARCH, present_arch
+from .runtime.cuda_driver import choose_target
 from .runtime.module import Module, make_module
 from .runtime.native import POOL_OBJECT
 from .target import Target, default_num_threads
@@ -347,14 +347,6 @@ def _external(path: Path, data: bytes) -> list[bytes]:
             with file.open("rb") as stream:
                 digests.append(hashlib.file_digest(stream, "sha256").digest())
     return digests
-
-
-def choose_target(target: str | Target) -> Target:
-    """The target meant: "cuda" alone is the architecture of this machine's GPU, if there is one."""
-    parsed = Target.parse(target)
-    if parsed.kind == "cuda" and not parsed.arch:
-        return dataclasses.replace(parsed, arch=present_arch() or DEFAULT_ARCH)
-    return parsed
 
 
 def _check(options: Options) -> None:

@@ -23,15 +23,18 @@ import numpy as np
 from .codegen.inspect import SpillReport, find_spills
 from .codegen.llvm import KernelIR, assembly, emit_kernel
 from .config import Config
+from .cuda_function import CudaFunction
 from .diagnostics import InputError, TinycompError
-from .dtype import DType
-from .ir.expr import Expr, IntImm, Load, Var, const, substitute
-from .runtime.arrays import as_array
+from .ir.expr import Expr, Load, Var, const
 from .runtime.artifact import foreign_reason
+from .runtime.cuda_driver import choose_target
 from .runtime.function import NativeKernel, TimeResult, measure
+from .runtime.signature import Signature, check_aliasing, host_array
+from .schedules.gpu.bind import bind_unbound
 from .target import Target, default_num_threads
 from .te.tensor import Tensor
 from .tir.lower import lower as lower_func
+from .tir.lower_gpu import lower_gpu
 from .tir.nodes import Buffer, PrimFunc
 from .tir.schedule import Schedule
 from .tir.specialize import free_variables, specialize
@@ -54,19 +57,33 @@ class Lowered:
     ) -> None:
         self.scheduled, self.arguments, self.target = scheduled, tuple(arguments), target
         self.sizes = free_variables(scheduled)
-        self.func = scheduled if self.sizes else lower_func(scheduled, target)
+        self.func = scheduled if self.sizes else lower_for(scheduled, target)
+
+    @property
+    def signature(self) -> Signature:
+        """What the arguments of a call mean."""
+        func = self.scheduled
+        return Signature(func.name, self.arguments, func.params, func.num_outputs)
 
     def at(self, sizes: dict[Var, int]) -> PrimFunc:
         """The plain loops for given values of the symbolic dimensions."""
         if not self.sizes:
             return self.func
         values: dict[Var, Expr] = {v: const(n, v.dtype) for v, n in sizes.items()}
-        return lower_func(specialize(self.scheduled, values), self.target)
+        return lower_for(specialize(self.scheduled, values), self.target)
 
     def __str__(self) -> str:
         return str(self.func)
 
     __repr__ = __str__
+
+
+def lower_for(func: PrimFunc, target: Target) -> PrimFunc:
+    """The plain loops of a scheduled function for a target; on a GPU what the schedule left
+    unbound gets a sound binding."""
+    if target.kind == "cuda":
+        return lower_gpu(bind_unbound(func))
+    return lower_func(func, target)
 
 
 def lower(
@@ -107,8 +124,8 @@ def lower(
             arguments.append(buffer)
     _check_complete(name, func, arguments)
     if simple_mode:
-        return _Simple(func, arguments, Target.parse(target))
-    return Lowered(func, arguments, Target.parse(target))
+        return _Simple(func, arguments, choose_target(target))
+    return Lowered(func, arguments, choose_target(target))
 
 
 class _Simple(Lowered):
@@ -144,26 +161,27 @@ def build(
     name: str = "main",
     *,
     num_threads: int | None = None,
-) -> Function:
+) -> Function | CudaFunction:
     """Compile a schedule to a function `f(*arrays)` that writes its outputs in place.
 
     Args:
         schedule: a schedule, or what `lower` gave.
         args: see `lower`.
-        target: "llvm" for this machine, or "llvm -mcpu=NAME" to look at another one's code.
+        target: "llvm" for this machine, "llvm -mcpu=NAME" to look at another one's code, or
+            "cuda", "cuda -arch=sm_90a": see `CudaFunction`.
         num_threads: threads of parallel loops; default: `TINYCOMP_NUM_THREADS`, else the cores
             that this process may use.
 
     Raises:
         TinycompError: args do not fit the schedule, or the target cannot be compiled for.
     """
-    target = schedule.target if isinstance(schedule, Lowered) else Target.parse(target)
-    if target.kind != "llvm":
-        raise TinycompError(f"build cannot generate code for {target}", hint='use target="llvm"')
+    target = schedule.target if isinstance(schedule, Lowered) else choose_target(target)
     if not isinstance(schedule, Lowered):
         if args is None:
             raise TinycompError("build needs args: the inputs and outputs in the order of a call")
         schedule = lower(schedule, args, name, target=target)
+    if target.kind == "cuda":
+        return CudaFunction(schedule)
     threads = num_threads or Config.from_environment().num_threads or default_num_threads()
     return Function(schedule, threads)
 
@@ -180,7 +198,7 @@ class Function:
         self.name = lowered.func.name
         self._kernels: dict[tuple[int, ...], NativeKernel] = {}
         self._ir: KernelIR | None = None
-        self._outputs = set(lowered.scheduled.params[-lowered.scheduled.num_outputs :])
+        self.signature = lowered.signature
         if not lowered.sizes:
             self._ir = emit_kernel(lowered.func, self.target)
             if not foreign_reason(self.target):
@@ -250,91 +268,20 @@ class Function:
         return find_spills(self.get_source("asm"))
 
     def _prepare(self, arguments: Sequence[Any]) -> tuple[NativeKernel, list[np.ndarray]]:
-        expected = self.lowered.arguments
-        if len(arguments) != len(expected):
-            names = ", ".join(a.name for a in expected)
-            raise InputError(
-                f"{self.name} takes {len(expected)} arguments ({names}), got {len(arguments)}"
-            )
         reason = foreign_reason(self.target)
         if reason:
             raise InputError(f"{self.name} is compiled for {reason}", hint="only look at its code")
-        sizes: dict[Var, int] = {}
-        arrays: dict[Buffer, np.ndarray] = {}
-        for argument, value in zip(expected, arguments, strict=True):
-            if isinstance(argument, Var):
-                _bind(argument, int(value), sizes, argument.name)
-            else:
-                arrays[argument] = self._array(argument, value, sizes)
-        for buffer, array in arrays.items():
-            _check_shape(buffer, array, sizes)
-        self._check_aliasing(arrays)
+        outputs = self.signature.outputs
+        sizes, arrays = self.signature.bind(
+            arguments, lambda value, buffer: host_array(value, buffer, buffer in outputs)
+        )
+        check_aliasing(self.signature, arrays)
         key = tuple(sizes[v] for v in self.lowered.sizes)
         kernel = self._kernels.get(key)
         if kernel is None:
             self._ir = emit_kernel(self.lowered.at(sizes), self.target)
             kernel = self._kernels[key] = NativeKernel(self._ir, self.target, self.num_threads)
-        return kernel, [arrays[b] for b in self.lowered.scheduled.params]
-
-    def _array(self, buffer: Buffer, value: Any, sizes: dict[Var, int]) -> np.ndarray:
-        if isinstance(value, bool | int | float | np.generic) and buffer not in self._outputs:
-            value = np.full([1] * len(buffer.shape), value, buffer.dtype.numpy)
-        array = as_array(value, buffer.name)
-        if array is not value and isinstance(value, list | tuple):
-            raise InputError(f"{buffer.name!r} is a {type(value).__name__}, not an array")
-        if DType.of(array.dtype) is not buffer.dtype:
-            raise InputError(
-                f"{buffer.name!r} has dtype {array.dtype}, expected {buffer.dtype}",
-                hint=f'convert it: x.astype("{buffer.dtype}")',
-            )
-        if array.ndim != len(buffer.shape):
-            raise InputError(
-                f"{buffer.name!r} has shape {list(array.shape)}, expected {len(buffer.shape)} "
-                "dimensions"
-            )
-        if not (array.flags.c_contiguous and array.flags.aligned):
-            raise InputError(
-                f"{buffer.name!r} is not dense and row-major (strides {array.strides})",
-                hint="pass np.ascontiguousarray(x)",
-            )
-        if buffer in self._outputs and not array.flags.writeable:
-            raise InputError(f"{buffer.name!r} is an output, but the array is read-only")
-        for dim, size in zip(buffer.shape, array.shape, strict=True):
-            if isinstance(dim, Var):
-                _bind(dim, size, sizes, buffer.name)
-        return array
-
-    def _check_aliasing(self, arrays: dict[Buffer, np.ndarray]) -> None:
-        for output in self._outputs:
-            for other, array in arrays.items():
-                if other is not output and np.may_share_memory(array, arrays[output]):
-                    raise InputError(
-                        f"the output {output.name!r} shares memory with {other.name!r}",
-                        hint="pass arrays of their own",
-                    )
+        return kernel, arrays
 
 
-def _bind(size: Var, value: int, sizes: dict[Var, int], where: str) -> None:
-    if sizes.setdefault(size, value) != value:
-        raise InputError(
-            f"{where!r} makes {size.name} = {value}, but an earlier argument made it {sizes[size]}"
-        )
-
-
-def _check_shape(buffer: Buffer, array: np.ndarray, sizes: dict[Var, int]) -> None:
-    values: dict[Var, Expr] = {v: const(n, v.dtype) for v, n in sizes.items()}
-    for dim, size in zip(buffer.shape, array.shape, strict=True):
-        known = dim if isinstance(dim, IntImm) or not values else substitute(dim, values)
-        if not isinstance(known, IntImm):
-            raise InputError(
-                f"{buffer.name!r}: the dimension {dim} is not known from the arguments",
-                hint="pass the variable itself as an argument",
-            )
-        if known.value != size:
-            expected = [str(substitute(d, values) if values else d) for d in buffer.shape]
-            raise InputError(
-                f"{buffer.name!r} has shape {list(array.shape)}, expected [{', '.join(expected)}]"
-            )
-
-
-__all__ = ["Function", "Lowered", "TimeResult", "build", "lower"]
+__all__ = ["CudaFunction", "Function", "Lowered", "TimeResult", "build", "lower"]

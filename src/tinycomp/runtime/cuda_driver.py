@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
+
+from ..target import Target
 
 DEFAULT_ARCH = "sm_90a"
 """Compiled for where no GPU is present: the H100 and H200, with their own instructions."""
@@ -30,3 +33,11 @@ def present_arch() -> str:
         values.append(value.value)
     major, minor = values
     return f"sm_{major}{minor}{'a' if major >= 9 else ''}"
+
+
+def choose_target(target: str | Target) -> Target:
+    """The target meant: "cuda" alone is the architecture of this machine's GPU, if there is one."""
+    parsed = Target.parse(target)
+    if parsed.kind == "cuda" and not parsed.arch:
+        return dataclasses.replace(parsed, arch=present_arch() or DEFAULT_ARCH)
+    return parsed
