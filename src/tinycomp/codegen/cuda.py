@@ -38,6 +38,7 @@ from .cuda_helpers import HELPERS, helper_source
 from .cuda_intrinsics import FUNCTIONS
 from .cuda_limits import STATIC_SHARED, Launch, check_launch
 from .cuda_types import STORED, bare
+from .cuda_warp import WARP_HELPERS, is_warp_call, warp_call
 from .expressions import access_of
 from .statements import buffer_bytes
 
@@ -49,7 +50,12 @@ _KEYWORDS = frozenset(
      "unsigned", "using", "void", "volatile", "while", "error", "error_code", "shared", "main"]
 )  # fmt: skip
 # Functions that a kernel may call; what is named like one would hide it.
-_RESERVED = _KEYWORDS | set(HELPERS) | {f"{n}{end}" for n in FUNCTIONS for end in ("", "f")}
+_RESERVED = (
+    _KEYWORDS
+    | set(HELPERS)
+    | set(WARP_HELPERS)
+    | {f"{n}{end}" for n in FUNCTIONS for end in ("", "f")}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,7 @@ def emit_cuda(func: PrimFunc, arch: str = "sm_90a", comment: str = "") -> CudaKe
     lines = [f"// {line}" for line in comment.splitlines()]
     if func.span.nodes:
         lines.append(f"// ONNX nodes: {_printable(func.span)}")
-    parts = ["\n".join(lines), helper_source(helpers), "\n\n".join(texts)]
+    parts = ["\n".join(lines), helper_source(helpers, WARP_HELPERS), "\n\n".join(texts)]
     source = "\n\n".join(part for part in parts if part)
     return CudaKernel(func.name, source, tuple(launches), size)
 
@@ -282,6 +288,8 @@ class _KernelEmitter:
         value = stmt.value
         if isinstance(value, Call) and value.name == "barrier":
             self.out.line("__syncthreads();")
+        elif isinstance(value, Call) and is_warp_call(value):
+            self.out.line(warp_call(self.expressions, value))
         elif not (isinstance(value, Call) and value.name == "prefetch"):
             self.expressions.begin([value])
             self.out.line(f"(void)({self.expressions.scalar(value)});")

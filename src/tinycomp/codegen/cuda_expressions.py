@@ -331,12 +331,14 @@ class ExprEmitter:
         return text
 
     def encode(self, text: str, dtype: DType) -> str:
-        """A value as its stored bits."""
-        if dtype is DType.FLOAT16:
-            return f"{self.out.use('float_to_half')}({bare(text)})"
-        if dtype is DType.BFLOAT16:
-            return f"{self.out.use('float_to_bfloat16')}({bare(text)})"
-        return bare(text)
+        """A value as its stored bits; what was loaded just now keeps them."""
+        name = {DType.FLOAT16: "half", DType.BFLOAT16: "bfloat16"}.get(dtype)
+        if name is None:
+            return bare(text)
+        loaded = text.removeprefix(f"{name}_to_float")
+        if loaded != text and bare(loaded) != loaded:
+            return bare(loaded)
+        return f"{self.out.use(f'float_to_{name}')}({bare(text)})"
 
     # -- branches ----------------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ none and sources compile anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 HELPERS: dict[str, str] = {
     "Vec": """\
@@ -149,8 +150,8 @@ __device__ __forceinline__ long long checked_index(long long i, long long n, int
 _NEEDS = {"float_to_uint64": ("float_to_int64",)}
 
 
-def helper_source(names: Iterable[str]) -> str:
-    """The text of these device functions and of those that they call."""
+def helper_source(names: Iterable[str], more: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The text of these device functions and of those that they call, of this table and `more`."""
     wanted = set(names)
     wanted.update(n for name in tuple(wanted) for n in _NEEDS.get(name, ()))
-    return "\n".join(text for name, text in HELPERS.items() if name in wanted)
+    return "\n".join(text for name, text in (HELPERS | dict(more)).items() if name in wanted)

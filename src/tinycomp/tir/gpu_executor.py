@@ -48,8 +48,10 @@ from ..ir.expr import (
 )
 from ..te.evaluate_expr import BINARY, INTRINSIC, cast
 from .gpu_memory import Memory, RaceError, Threads
+from .gpu_warp import Warps
 from .nodes import Alloc, Buffer, Evaluate, For, ForKind, If, PrimFunc, Scope, Seq, Stmt, Store
 from .passes.visit import Visit, drive
+from .tensor_intrinsics.warp import MMA
 from .tree import statements
 
 WARP = 32
@@ -128,6 +130,7 @@ class _Group:
 
     def __init__(self, func: PrimFunc, threads: Threads, memory: Memory) -> None:
         self.func, self.threads, self.memory = func, threads, memory
+        self.warps = Warps(threads, memory, func.name)
         self.vars: dict[Var, Any] = {}
         self.programs: dict[Any, list[Any]] = {}
 
@@ -201,9 +204,13 @@ class _Group:
         return active if predicate is None else active & np.broadcast_to(_column(predicate), shape)
 
     def evaluate_call(self, value: Expr, mask: np.ndarray | None) -> None:
-        if isinstance(value, Call) and value.name == "barrier":
+        name = value.name if isinstance(value, Call) else ""
+        if name == "barrier":
             self.memory.barrier(mask)
-        elif not (isinstance(value, Call) and value.name == "prefetch"):
+        elif isinstance(value, Call) and (name in MMA or name.startswith("ldmatrix")):
+            places = [self.evaluate(arg.indices, mask) for arg in value.args]  # type: ignore[attr-defined]
+            self.warps.run(value, places, mask)
+        elif name != "prefetch":
             self.evaluate((value,), mask)
 
     # -- expressions ---------------------------------------------------------------------------

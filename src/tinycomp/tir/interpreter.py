@@ -31,7 +31,20 @@ from ..ir.expr import (
     is_const,
 )
 from ..te.evaluate_expr import BINARY, INTRINSIC, cast
-from .nodes import Alloc, Block, Buffer, Evaluate, For, If, IterKind, PrimFunc, Seq, Stmt, Store
+from .nodes import (
+    Alloc,
+    Block,
+    Buffer,
+    Collective,
+    Evaluate,
+    For,
+    If,
+    IterKind,
+    PrimFunc,
+    Seq,
+    Stmt,
+    Store,
+)
 
 _INLINE = {
     BinaryOp.ADD: "+", BinaryOp.SUB: "-", BinaryOp.MUL: "*", BinaryOp.DIV: "/",
@@ -264,6 +277,8 @@ class _Compiler:
                 )
             case Alloc():
                 self.do(lambda: self.allocate(stmt.buffer), lambda: self.statement(stmt.body))
+            case Collective():
+                self.do(lambda: self.statement(stmt.body))
             case Evaluate():
                 known = not isinstance(stmt.value, Call) or stmt.value.name in INTRINSIC
                 if known:  # prefetches, barriers and the like have no effect here

@@ -9,6 +9,7 @@ from .passes.bind_threads import bind_threads
 from .passes.compact_buffers import compact_buffers
 from .passes.hoist_ifs import hoist_ifs
 from .passes.lower_blocks import lower_blocks
+from .passes.lower_collectives import lower_collectives
 from .passes.private_buffers import place_buffers
 from .passes.simplify import simplify
 from .passes.vectorize import vectorize
@@ -25,6 +26,7 @@ def lower_gpu(func: PrimFunc) -> PrimFunc:
     func = compact_buffers(func)
     func = simplify(func)
     func = insert_barriers(func)
+    func = lower_collectives(func)
     func = hoist_ifs(func)
     func = vectorize(func, ACCESS)
     return simplify(func)

@@ -21,8 +21,8 @@ from ..ir.node import Node, dataclass
 from ..te.tensor import IterKind, IterVar
 
 __all__ = [
-    "Alloc", "Block", "Buffer", "Evaluate", "For", "ForKind", "If", "IterKind", "IterVar",
-    "PrimFunc", "Scope", "Seq", "Stmt", "Store",
+    "Alloc", "Block", "Buffer", "Collective", "Evaluate", "For", "ForKind", "If", "IterKind",
+    "IterVar", "PrimFunc", "Scope", "Seq", "Stmt", "Store",
 ]  # fmt: skip
 
 
@@ -42,7 +42,7 @@ class Scope(StrEnum):
     GLOBAL = "global"  # memory; inside a kernel: workspace
     SHARED = "shared"  # GPU block memory
     LOCAL = "local"  # registers or the stack, private to a thread
-    WARP = "warp"
+    WARP = "warp"  # registers of a warp, each lane has a part (a fragment)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -148,6 +148,21 @@ class Evaluate(Stmt):
 
     CHILDREN = ("value",)
     value: Expr
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Collective(Stmt):
+    """What the 32 threads of a warp do together.
+
+    `body` are the loops that say what is computed, which is the statement's whole meaning; `op`
+    (a `tensor_intrinsics.warp.WarpOp`) says by which instruction and over which registers.
+    `operands` are loads of the first element of each input.
+    """
+
+    CHILDREN = ("operands", "body")
+    op: Any
+    operands: tuple[Expr, ...]
+    body: Stmt
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

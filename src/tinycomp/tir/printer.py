@@ -14,6 +14,7 @@ from .nodes import (
     Alloc,
     Block,
     Buffer,
+    Collective,
     Evaluate,
     For,
     ForKind,
@@ -82,6 +83,8 @@ def _parts(stmt: Stmt, depth: int) -> list[tuple[Any, int]]:
             return [(f"alloc {_buffer_text(stmt.buffer)}", depth), (stmt.body, depth)]
         case Evaluate():
             return [(str(stmt.value), depth)]
+        case Collective():
+            return [(f"with warp({stmt.op.name}):", depth), (stmt.body, depth + 1)]
     raise TypeError(f"not a statement: {type(stmt).__name__}")
 
 

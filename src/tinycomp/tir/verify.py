@@ -9,7 +9,19 @@ from ..diagnostics import VerifyError
 from ..dtype import DType
 from ..ir.expr import Binary, BinaryOp, Broadcast, Call, Expr, Load, Ramp, Select, Var
 from ..ir.node import postorder
-from .nodes import Alloc, Block, Buffer, Evaluate, For, If, PrimFunc, Seq, Stmt, Store
+from .nodes import (
+    Alloc,
+    Block,
+    Buffer,
+    Collective,
+    Evaluate,
+    For,
+    If,
+    PrimFunc,
+    Seq,
+    Stmt,
+    Store,
+)
 
 
 def verify(func: PrimFunc, lowered: bool = False) -> None:
@@ -78,6 +90,9 @@ class _Verifier:
             case Evaluate():
                 self.expressions((stmt.value,), stmt)
                 return []
+            case Collective():
+                self.expressions(stmt.operands, stmt)
+                return [stmt.body]
             case Block():
                 return self.block(stmt)
             case Store():

@@ -14,7 +14,19 @@ from ...diagnostics import ScheduleError
 from ...dtype import DType
 from ...ir.expr import Call, Load, Var
 from ...ir.node import postorder
-from ..nodes import Alloc, Buffer, Evaluate, For, If, PrimFunc, Scope, Seq, Stmt, Store
+from ..nodes import (
+    Alloc,
+    Buffer,
+    Collective,
+    Evaluate,
+    For,
+    If,
+    PrimFunc,
+    Scope,
+    Seq,
+    Stmt,
+    Store,
+)
 from ..tree import statements
 from .visit import Visit, drive, make_if, rebuild_stmt
 
@@ -97,7 +109,7 @@ class _Inserter:
             return Seq(tuple(p for part in parts for p in _flat(part)))
         if isinstance(stmt, If):
             return (yield self.branch(stmt))
-        if isinstance(stmt, Store | Evaluate):
+        if isinstance(stmt, Store | Evaluate | Collective):
             return self.leaf(stmt)
         children = []
         for child in stmt.children():

@@ -22,13 +22,26 @@ from dataclasses import dataclass, field, replace
 from ...diagnostics import ScheduleError
 from ...dtype import DType
 from ...ir.expr import Binary, BinaryOp, Call, Expr, IntImm, Load, Var, all_of, const
-from ..nodes import Buffer, Evaluate, For, ForKind, If, PrimFunc, Scope, Seq, Stmt, Store
+from ..nodes import (
+    Buffer,
+    Collective,
+    Evaluate,
+    For,
+    ForKind,
+    If,
+    PrimFunc,
+    Scope,
+    Seq,
+    Stmt,
+    Store,
+)
 from ..tree import statements
 from .visit import Visit, drive, make_if, rebuild_stmt, seq, substituter
 
 REDUCE_THREADS = "reduce_threads"  # annotation of the loop that combines one value per thread
 ONCE = "once"  # intrinsic that marks the condition of what one thread does for all
 WARP = 32
+LANE = "threadIdx.x"  # the lanes of a warp, where warps work together
 
 
 @dataclass
@@ -88,6 +101,9 @@ def _launch(func: PrimFunc, root: Stmt, allocs: list[Buffer]) -> Stmt:
 def _axes(func: PrimFunc, root: Stmt) -> _Axes:
     axes = _Axes()
     for stmt in statements(root):
+        if isinstance(stmt, Collective):
+            axes.extents[LANE] = max(axes.extents.get(LANE, 1), WARP)
+            axes.vars.setdefault(LANE, Var(LANE))
         if not isinstance(stmt, For) or stmt.kind is not ForKind.THREAD:
             continue
         if stmt.thread.startswith("blockIdx"):
@@ -108,6 +124,13 @@ def _axes(func: PrimFunc, root: Stmt) -> _Axes:
         known = axes.extents.get(stmt.thread, 1)
         axes.extents[stmt.thread] = max(known, stmt.extent.value)
         axes.vars.setdefault(stmt.thread, Var(stmt.thread))
+    if axes.extents.get(LANE) != WARP and any(isinstance(s, Collective) for s in statements(root)):
+        raise ScheduleError(
+            f"{func.name}: warps work together, so {LANE} is their {WARP} lanes, but it has "
+            f"extent {axes.extents[LANE]}",
+            hint=f"bind loops of {WARP} iterations to {LANE}, and more threads to threadIdx.y",
+            span=func.span,
+        )
     return axes
 
 
@@ -124,6 +147,8 @@ class _Program:
             return (yield self.loop(stmt, bound))
         if isinstance(stmt, Store | Evaluate):
             return self.once(self.substitute(stmt), bound)
+        if isinstance(stmt, Collective):
+            return self.collective(stmt, bound)
         children = []
         for child in stmt.children():
             if isinstance(child, Stmt):
@@ -148,6 +173,25 @@ class _Program:
         if stmt.extent.value < extent:
             return make_if(var < stmt.extent, body)
         return body
+
+    def collective(self, stmt: Collective, bound: frozenset[str]) -> Stmt:
+        """A statement of whole warps: its lanes are the threads along threadIdx.x."""
+        if LANE in bound:
+            raise ScheduleError(
+                f"{self.func.name}: {stmt.op.name} is inside a loop over {LANE}, but all lanes of "
+                "a warp execute it together",
+                hint="bind the loops around it to other thread axes",
+            )
+        zeros = [
+            var.equal(0)
+            for tag, var in self.axes.vars.items()
+            if tag not in bound and tag != LANE and self.axes.extents[tag] > 1
+        ]
+        result: Stmt = self.substitute(stmt)
+        shared = any(
+            isinstance(s, Store) and s.buffer.scope is not Scope.WARP for s in statements(stmt)
+        )
+        return make_if(all_of(zeros), result) if shared else result
 
     def once(self, stmt: Stmt, bound: frozenset[str]) -> Stmt:
         """A statement outside of some thread axes, run by one thread if others would see it.

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ...diagnostics import ScheduleError
 from ...ir.expr import Call, Expr, Load, Var, const
 from ...ir.node import postorder, rewrite
 from ...te.simplify import Analyzer
@@ -31,7 +32,11 @@ def place_buffers(func: PrimFunc) -> PrimFunc:
     """Choose the scope of every intermediate buffer, after `bind_threads`.
 
     A buffer that several launches use is in global memory. One of which each thread reads only
-    what it wrote itself is LOCAL; any other is SHARED, also where the schedule said local.
+    what it wrote itself is LOCAL; any other is SHARED, also where the schedule said local. What
+    the schedule keeps in the registers of a warp stays there.
+
+    Raises:
+        ScheduleError: a warp reads registers of another.
     """
     roots = func.body.stmts if isinstance(func.body, Seq) else (func.body,)
     found: defaultdict[Buffer, _Accesses] = defaultdict(_Accesses)
@@ -48,12 +53,25 @@ def place_buffers(func: PrimFunc) -> PrimFunc:
         scope = Scope.GLOBAL
         if len(accesses.roots) == 1:
             private = _is_private(accesses, inner, threads, analyzer)
+            if buffer.scope is Scope.WARP:
+                _require_private(func, buffer, private)
+                continue
             scope = Scope.LOCAL if private else Scope.SHARED
         if scope is not buffer.scope:
             moved[buffer] = replace(buffer, scope=scope)
     allocs = tuple(moved.get(b, b) for b in func.allocs)
     body = map_buffers(func.body, moved) if moved else func.body
     return replace(func, body=rewrite(body, _decide_once), allocs=allocs)
+
+
+def _require_private(func: PrimFunc, buffer: Buffer, private: bool) -> None:
+    if not private:
+        raise ScheduleError(
+            f"{func.name}: a warp reads parts of {buffer.name!r} that another warp wrote, but they "
+            "are in registers",
+            hint="let the stages that write and read it divide it among warps in the same way",
+            span=func.span,
+        )
 
 
 def _decide_once(node: Any) -> Any:

@@ -23,6 +23,7 @@ from ...ir.expr import (
     binary,
     call,
     const,
+    is_const,
     select,
 )
 from ...ir.fold import refold
@@ -134,11 +135,21 @@ def _has_vectors(body: Stmt) -> bool:
 
 
 def _native_lanes(body: Stmt, target: Target) -> int:
-    """Lanes of a vector register for the widest element that the loop moves."""
+    """Lanes of a vector register for the widest element that the loop moves; what is computed in
+    float16 and bfloat16 is float32 on the way."""
     moved = [s.buffer.dtype for s in statements(body) if isinstance(s, Store)]
     moved += [n.dtype for n in postorder(body) if isinstance(n, Load)]
-    computed = {DType.FLOAT16: DType.FLOAT32, DType.BFLOAT16: DType.FLOAT32}
+    copies = all(_is_copy(s) for s in statements(body) if isinstance(s, Store))
+    computed = {} if copies else {DType.FLOAT16: DType.FLOAT32, DType.BFLOAT16: DType.FLOAT32}
     return min((target.lanes(computed.get(d, d)) for d in moved), default=1)
+
+
+def _is_copy(store: Store) -> bool:
+    """Whether elements are moved as they are, or left out where a guard fails."""
+    value = store.value
+    while isinstance(value, Call) and value.name == "if_then_else" and is_const(value.args[2]):
+        value = value.args[1]
+    return isinstance(value, Load)
 
 
 def _lanes(loop: For, start: Expr, lanes: int) -> Stmt:
