@@ -60,6 +60,7 @@ class LinearForms:
 
     def _make(self, terms: dict[Expr, int], constant: int) -> Linear:
         if self._quotient:
+            self._join_remainders(terms)
             self._join_quotients(terms)
         lo = hi = constant
         exact = True
@@ -80,6 +81,26 @@ class LinearForms:
                     terms[t] = terms.get(t, 0) + k * n
                     if not terms[t]:
                         del terms[t]
+
+    def _join_remainders(self, terms: dict[Expr, int]) -> None:
+        """y // c % m * c + y % c -> y % (m * c), as of an index that was taken apart and put
+        together again."""
+        for low in [t for t in terms if t in self._quotient]:
+            quotient, c, y = self._quotient[low]
+            k = terms.get(low, 0)
+            for high in [t for t in terms if k and terms[t] == k * c and t in self._quotient]:
+                _, m, digit = self._quotient[high]
+                if digit.terms == {quotient: 1} and not digit.const:
+                    del terms[low], terms[high]
+                    joined = self._mod_const(y, m * c)
+                    if joined.const:  # keeps the constant of the form apart
+                        terms[low], terms[high] = k, k * c
+                        continue
+                    for t, n in joined.terms.items():
+                        terms[t] = terms.get(t, 0) + k * n
+                        if not terms[t]:
+                            del terms[t]
+                    break
 
     def _combine(self, a: Linear, b: Linear, k: int = 1) -> Linear:
         """a + k * b"""

@@ -114,7 +114,7 @@ def _launch(
     for first in range(0, count, step):
         threads = Threads(grid, block, first, min(count, first + step))
         memory.start(threads)
-        drive(_Group(func, threads, memory).visit(root, None))
+        drive(ThreadGroup(func, threads, memory).visit(root, None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +125,8 @@ class _Branch:
     node: Call
 
 
-class _Group:
-    """The threads of some blocks, running one launch."""
+class ThreadGroup:
+    """The threads of some blocks, running one launch; subclasses may watch or replace accesses."""
 
     def __init__(self, func: PrimFunc, threads: Threads, memory: Memory) -> None:
         self.func, self.threads, self.memory = func, threads, memory
@@ -197,7 +197,15 @@ class _Group:
         active = self._active(mask, predicate, shape)
         indices = [np.broadcast_to(_column(i), shape) for i in values[:rank]]
         value = np.broadcast_to(_column(values[rank]), shape)
+        self.write(stmt, indices, value, active)
+
+    def write(self, stmt: Store, indices: list[np.ndarray], value: Any, active: np.ndarray) -> None:
+        """Store [threads, lanes] values where `active`."""
         self.memory.store(stmt.buffer, indices, value, active)
+
+    def read(self, node: Load, indices: list[np.ndarray], active: np.ndarray) -> np.ndarray:
+        """The [threads, lanes] values of a load."""
+        return self.memory.load(node.source, indices, active)  # type: ignore[arg-type]
 
     def _active(self, mask: Any, predicate: Any, shape: tuple[int, int]) -> np.ndarray:
         active = np.ones(shape, np.bool_) if mask is None else np.repeat(mask[:, None], shape[1], 1)
@@ -273,7 +281,7 @@ class _Group:
             case ReduceLanes():
                 return _REDUCE[node.op].reduce(values[node.value], axis=-1)
             case Call():
-                return self._call(node, values, mask)
+                return self.call(node, values, mask)
         raise VerifyError(f"the executor cannot evaluate {node}")
 
     def _aligned(self, node: Expr, parts: Sequence[Expr], values: dict[Any, Any]) -> list[Any]:
@@ -282,7 +290,7 @@ class _Group:
             return [values[p] for p in parts]
         return [_column(values[p]) if p.lanes == 1 else values[p] for p in parts]
 
-    def _call(self, node: Call, values: dict[Any, Any], mask: Any) -> Any:
+    def call(self, node: Call, values: dict[Any, Any], mask: Any) -> Any:
         args = self._aligned(node, node.args, values)
         if node.name == "shuffle_xor":
             return self.threads.shuffle(args[0], as_int(node.args[1]), mask, self.func.name)
@@ -294,13 +302,12 @@ class _Group:
         return INTRINSIC[node.name](*args)
 
     def _load(self, node: Load, values: dict[Any, Any], mask: Any) -> Any:
-        buffer: Any = node.source
         lanes = max([node.lanes, 1 if node.predicate is None else node.predicate.lanes])
         shape = (self.threads.count, lanes)
         predicate = None if node.predicate is None else values[node.predicate]
         active = self._active(mask, predicate, shape)
         indices = [np.broadcast_to(_column(values[i]), shape) for i in node.indices]
-        loaded = self.memory.load(buffer, indices, active)
+        loaded = self.read(node, indices, active)
         return loaded[:, 0] if lanes == 1 else loaded
 
 

@@ -12,6 +12,7 @@ from .passes.lower_blocks import lower_blocks
 from .passes.lower_collectives import lower_collectives
 from .passes.private_buffers import place_buffers
 from .passes.simplify import simplify
+from .passes.uniform_conditions import uniform_conditions
 from .passes.vectorize import vectorize
 
 ACCESS = Target("cuda", vector_bits=128)  # the widest access of one thread is 16 bytes
@@ -27,6 +28,6 @@ def lower_gpu(func: PrimFunc) -> PrimFunc:
     func = simplify(func)
     func = insert_barriers(func)
     func = lower_collectives(func)
-    func = hoist_ifs(func)
+    func = hoist_ifs(uniform_conditions(func))
     func = vectorize(func, ACCESS)
     return simplify(func)
