@@ -85,7 +85,7 @@ def table(reports: list[Report]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Compile models for a GPU; report registers, spills and times.")
     parser.add_argument("models", nargs="+")
     parser.add_argument("--target", default="cuda -arch=sm_90a")
     parser.add_argument("--dims", default="", help="values of free dimensions: name=size,...")

@@ -235,3 +235,14 @@ def test_substitution_then_simplify():
 def test_select_is_kept_when_undecided():
     expr = select(X < Y, X, Y)
     assert isinstance(analyzer().simplify(expr), Select)
+
+
+def test_remainders_join():
+    """An index that a reshape took apart and another put together."""
+    a, p, y = Analyzer(), Var("p"), Var("y")
+    a.bind(p, const(0), const(4608))
+    a.bind(y, const(0), const(16))
+    assert a.simplify(p // 9 * 9 + (p // 3 % 3) * 3 + p % 3) is p
+    assert a.simplify((p // 9 + y * 512) * 9 + (p // 3 % 3) * 3 + p % 3) is a.simplify(y * 4608 + p)
+    assert str(a.simplify((p // 3 % 5) * 6 + p % 3 * 2 + 7)) == "p % 15 * 2 + 7"
+    assert str(a.simplify((p // 4 % 3) * 3 + p % 3)) == str((p // 4 % 3) * 3 + p % 3)

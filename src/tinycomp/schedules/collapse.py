@@ -9,9 +9,10 @@ convolution of stride 1 becomes a matrix product over all its pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
-from ..relay.nodes import Atom, Binding, Call, Constant, Function, Var
+from ..relay.nodes import Atom, Binding, Call, Constant, Function, Value, Var
 from ..relay.op import Op, OpPattern
 from ..types import TensorType, Type
 
@@ -29,21 +30,29 @@ def collapse_dims(function: Function) -> Function:
         return function
     fixed = 0
     for binding in function.bindings:
-        call = binding.value
-        if not isinstance(call, Call) or not isinstance(call.op, Op):
-            return function
-        if is_pointwise(call):
+        if isinstance(binding.value, Call) and is_pointwise(binding.value):
             fixed = 1  # the channel axis has its own meaning
-        elif call.op.pattern > OpPattern.BROADCAST or call.op.name in _SHAPED:
+        elif not is_elementwise(binding.value):
             return function
-    groups = _groups(function, out, fixed)
+    apart = _weights(function)
+    groups = groups_of(function, out, fixed, apart)
     if fixed:  # a convolution keeps rank 4: (1, 1, pixels, channels)
         if any(len(g) > 1 and out.rank - 1 in g for g in groups) or len(groups) > 2:
             return function
         groups = [[], [], *groups] if len(groups) == 2 else [[], [], [], *groups]
     if len(groups) == out.rank and all(groups):
         return function
-    return _rebuild(function, out.rank, groups)
+    return rebuild(function, out.rank, groups, apart)
+
+
+def is_elementwise(value: Value) -> bool:
+    """Whether a value is a call that treats all dimensions alike."""
+    return (
+        isinstance(value, Call)
+        and isinstance(value.op, Op)
+        and value.op.pattern <= OpPattern.BROADCAST
+        and value.op.name not in _SHAPED
+    )
 
 
 def is_pointwise(call: Call) -> bool:
@@ -59,18 +68,21 @@ def is_pointwise(call: Call) -> bool:
     )
 
 
-def _operands(function: Function) -> list[Atom]:
-    """The values that follow the output's dimensions: all but the weights of a convolution."""
-    weights = {
+def _weights(function: Function) -> set[Atom]:
+    return {
         b.value.args[1]
         for b in function.bindings
         if isinstance(b.value, Call) and is_pointwise(b.value)
     }
+
+
+def _operands(function: Function, apart: Set[Atom]) -> list[Atom]:
+    """The values that follow the output's dimensions: all but those `apart`."""
     atoms: dict[Atom, None] = dict.fromkeys(function.params)
     for binding in function.bindings:
         atoms.update(dict.fromkeys(binding.args))
         atoms[binding.var] = None
-    return [a for a in atoms if a not in weights]
+    return [a for a in atoms if a not in apart]
 
 
 def _padded(type_: Type, rank: int) -> list[int]:
@@ -79,10 +91,11 @@ def _padded(type_: Type, rank: int) -> list[int]:
     return [1] * (rank - len(shape)) + list(shape)
 
 
-def _groups(function: Function, out: TensorType, fixed: int) -> list[list[int]]:
-    """Runs of dimensions that are all whole or all broadcast in every value."""
+def groups_of(function: Function, out: TensorType, fixed: int, apart: Set[Atom]) -> list[list[int]]:
+    """Runs of dimensions that are all whole or all broadcast in every value, but the last `fixed`
+    ones; values `apart` do not matter."""
     rank = out.rank
-    shapes = [_padded(a.type, rank) for a in _operands(function)]
+    shapes = [_padded(a.type, rank) for a in _operands(function, apart)]
     full = [max(s[d] for s in shapes) for d in range(rank - fixed)]
     groups: list[list[int]] = []
     for d in range(rank - fixed):
@@ -102,32 +115,48 @@ def _alike(shape: list[int], full: list[int], group: list[int], d: int) -> bool:
     return (whole_before and shape[d] == full[d]) or (none_before and shape[d] == 1)
 
 
-def _rebuild(function: Function, rank: int, groups: Sequence[Sequence[int]]) -> Function:
-    """The function with each value's dimensions merged by group."""
-    followers = set(_operands(function))
+def rebuild(
+    function: Function,
+    rank: int,
+    groups: Sequence[Sequence[int]],
+    apart: Set[Atom],
+    shapes: Mapping[Atom, tuple[int, ...]] | None = None,
+    attributes: Mapping[Binding, Any] | None = None,
+) -> Function:
+    """The function with each value's dimensions merged by group.
+
+    Args:
+        apart: values that stay as they are, or get a shape of `shapes`.
+        attributes: new attributes of calls.
+    """
+    followers = set(_operands(function, apart))
     values: dict[Atom, Atom] = {}
 
-    def merged(type_: Type) -> TensorType:
-        assert isinstance(type_, TensorType)
-        shape = _padded(type_, rank)
-        return TensorType(tuple(math.prod(shape[d] for d in g) for g in groups), type_.dtype)
+    def changed(atom: Atom) -> TensorType | None:
+        assert isinstance(atom.type, TensorType)
+        if atom in followers:
+            shape = _padded(atom.type, rank)
+            return TensorType(
+                tuple(math.prod(shape[d] for d in g) for g in groups), atom.type.dtype
+            )
+        return TensorType(shapes[atom], atom.type.dtype) if shapes and atom in shapes else None
 
     def new(atom: Atom) -> Atom:
-        if atom in values:
-            return values[atom]
-        if atom not in followers:
-            return atom
-        type_ = merged(atom.type)
-        if isinstance(atom, Constant):
-            values[atom] = Constant(atom.data.reshape(type_.static_shape), atom.span)
-        else:
-            values[atom] = Var(atom.name, type_, atom.span)
+        if atom not in values:
+            type_ = changed(atom)
+            if type_ is None:
+                values[atom] = atom
+            elif isinstance(atom, Constant):
+                values[atom] = Constant(atom.data.reshape(type_.static_shape), atom.span)
+            else:
+                values[atom] = Var(atom.name, type_, atom.span)
         return values[atom]
 
     params = tuple(new(p) for p in function.params)
     bindings = []
     for b in function.bindings:
         assert isinstance(b.value, Call)
-        call = Call(b.value.op, tuple(new(a) for a in b.args), b.value.attrs)
+        attrs = (attributes or {}).get(b, b.value.attrs)
+        call = Call(b.value.op, tuple(new(a) for a in b.args), attrs)
         bindings.append(Binding(new(b.var), call, b.span))  # type: ignore[arg-type]
     return Function(params, tuple(bindings), new(function.result), function.attrs)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from ..collapse import collapse_dims
 from ..common import Kernel
 from ..to_te import Compute, to_te
 from .bind import bind_unbound
-from .conv import expand_conv2d
+from .conv import expand_conv2d, merge_pixels
 from .elementwise import schedule_elementwise
 from .gemm import expand_matmul, schedule_gemm
 from .reduction import schedule_outputs
@@ -49,7 +49,7 @@ def build_gpu_kernel(function: Function, target: Target, name: str) -> PrimFunc:
 
 def default_gpu_schedule(function: Function, target: Target, name: str) -> Schedule:
     """The default schedule of a primitive function; its last roots may be unbound still."""
-    inputs, outputs = to_te(collapse_dims(function), COMPUTES)
+    inputs, outputs = to_te(merge_pixels(collapse_dims(function)), COMPUTES)
     kernel = Kernel(create_schedule(outputs, inputs, name), outputs, target)
     tags = {op.tag: op for op in kernel.stages if op.tag}
     reductions = kernel.reductions

@@ -50,11 +50,12 @@ def _uniform(loop: For, analyzer: Analyzer) -> For:
         return loop
     first: dict[Any, Any] = {}
     for node in postorder(loop.body):
-        if isinstance(node, Binary) and node.dtype is DType.BOOL and node.op not in _CONNECTIVES:
-            if uses(node, [loop.var]):
-                same = _in_every_lane(node, loop.var, loop.min, loop.extent.value, analyzer)
-                if same is not None:
-                    first[node] = same
+        if not isinstance(node, Binary) or node.dtype is not DType.BOOL:
+            continue
+        if node.op not in _CONNECTIVES and uses(node, [loop.var]):
+            same = _in_every_lane(node, loop.var, loop.min, loop.extent.value, analyzer)
+            if same is not None:
+                first[node] = same
     return replace(loop, body=substituter(first)(loop.body)) if first else loop
 
 
