@@ -265,7 +265,10 @@ def test_cross_compiled_modules_are_saved_but_not_run(config, tmp_path):
     ("arguments", "message"),
     [
         ({"target": "tpu"}, "unknown target"),
-        ({"precision": "fp8"}, "precision"),
+        ({"precision": "fp8"}, "did you mean"),
+        ({"precision": "half"}, 'did you mean "fp16"'),
+        ({"precision": "tf32"}, "tensor cores"),
+        ({"precision_overrides": {"mn": "bf16"}}, "did you mean 'mm'"),
         ({"opt_level": 7}, "opt_level"),
         ({"num_threads": -1}, "num_threads"),
         ({"tuning_records": "/does/not/exist"}, "cannot read tuning records"),

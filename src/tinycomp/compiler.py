@@ -21,6 +21,7 @@ import numpy as np
 
 from .config import Config
 from .diagnostics import ArtifactError, MemoryBudgetError, ModelError, TinycompError
+from .precision import Precision, PrecisionPolicy
 from .runtime.arrays import aligned_empty
 from .runtime.artifact import Artifact, Manifest
 from .runtime.cache import Cache, content_key, source_digest, touch
@@ -50,6 +51,7 @@ def compile(
     num_threads: int | None = None,
     opt_level: int = 3,
     precision: str = "fp32",
+    precision_overrides: Mapping[str, str] | None = None,
     tuning_records: str | os.PathLike[str] | None = None,
     progress: Reporter | None = None,
 ) -> Module:
@@ -63,7 +65,13 @@ def compile(
         dims: sizes of symbolic dimensions by name.
         num_threads: threads of one call; default: the cores this process may use.
         opt_level: 0 (as imported, each operator a kernel) to 3 (everything).
-        precision: "fp32".
+        precision: of matrix products and convolutions: "fp32", "tf32" (float32 operands rounded
+            to 10 bits of mantissa for a GPU's tensor cores), "fp16" or "bf16" (operands, weights
+            and what goes between kernels stored in 16 bits). Sums, normalisations, softmax and
+            exponentials are float32 always, and inputs and outputs keep their types. On CPUs
+            16 bits save memory, not time, and tf32 is refused.
+        precision_overrides: precisions of single operators, by globs over the names of ONNX nodes
+            and over operators: `{"conv2d": "bf16", "*/lm_head/*": "fp32"}`; the last match counts.
         tuning_records: a file of the autotuner's records.
         progress: called as `(stage, done, total)`.
 
@@ -84,6 +92,7 @@ def compile(
         num_threads=num_threads,
         opt_level=opt_level,
         precision=precision,
+        precision_overrides=precision_overrides,
         tuning_records=tuning_records,
         progress=progress,
     )
@@ -98,7 +107,7 @@ class Options:
     dims: Mapping[str, int] = field(default_factory=dict)
     num_threads: int = 1
     opt_level: int = 3
-    precision: str = "fp32"
+    precision: PrecisionPolicy = field(default_factory=PrecisionPolicy)
     tuning_records: str = ""
     memory_budget: int = field(default_factory=lambda: Config().memory_budget)
 
@@ -106,9 +115,18 @@ class Options:
         """The same text for the same options; the memory budget changes no result."""
         shapes, dims = sorted(self.input_shapes.items()), sorted(self.dims.items())
         return repr(
-            (self.target, shapes, dims, self.num_threads, self.opt_level, self.precision,
+            (self.target, shapes, dims, self.num_threads, self.opt_level, str(self.precision),
              self.tuning_records)
         )  # fmt: skip
+
+    def recorded(self) -> dict[str, Any]:
+        """What a manifest says about how the model was compiled."""
+        overrides = {glob: str(p) for glob, p in self.precision.overrides}
+        return {
+            "opt_level": self.opt_level,
+            "precision": str(self.precision.base),
+            **({"precision_overrides": overrides} if overrides else {}),
+        }
 
 
 def compile_with(
@@ -121,6 +139,7 @@ def compile_with(
     num_threads: int | None = None,
     opt_level: int = 3,
     precision: str = "fp32",
+    precision_overrides: Mapping[str, str] | None = None,
     tuning_records: str | os.PathLike[str] | None = None,
     progress: Reporter | None = None,
 ) -> Module:
@@ -133,7 +152,7 @@ def compile_with(
         dict(dims or {}),
         num_threads,
         opt_level,
-        precision,
+        PrecisionPolicy.of(precision, precision_overrides),
         _read_records(tuning_records),
         config.memory_budget,
     )
@@ -160,16 +179,17 @@ def build(model: Model, options: Options, cache: Cache, report: Reporter) -> Art
 
     report("import", 0, 1)
     module = import_model(model, options)
+    check_overrides(module, options.precision)
     report("optimize", 0, 1)
     ctx = PassContext(default_ops(), options.target, options.opt_level)
     parameters = parameter_count(module)
-    module = optimize(module, ctx, options.target)
+    module = optimize(module, ctx, options.target, options.precision)
     if options.target.kind == "cuda":
         return assemble_cuda(
             module,
             compile_cuda_kernels(module.main, options.target, cache, report),
             options.target,
-            {"opt_level": options.opt_level, "precision": options.precision},
+            options.recorded(),
             parameters,
         )
     kernels = compile_kernels(module.main, options, cache, report)
@@ -194,11 +214,29 @@ def import_model(model: Model, options: Options) -> IRModule:
     )
 
 
-def optimize(module: IRModule, ctx: PassContext, target: Target) -> IRModule:
+def check_overrides(module: IRModule, policy: PrecisionPolicy) -> None:
+    """Refuse precision overrides that match no node and no operator of an imported model."""
+    from .relay.nodes import Call, all_functions
+    from .relay.op import Op
+
+    nodes: set[str] = set()
+    operators: set[str] = set()
+    for root in module.functions.values() if policy.overrides else ():
+        for function in all_functions(root):
+            for binding in function.bindings:
+                nodes.update(binding.span.nodes)
+                if isinstance(binding.value, Call) and isinstance(binding.value.op, Op):
+                    operators.add(binding.value.op.name)
+    policy.check(nodes, operators)
+
+
+def optimize(
+    module: IRModule, ctx: PassContext, target: Target, policy: PrecisionPolicy | None = None
+) -> IRModule:
     """Fused relay: every operator is in a primitive function, one per kernel."""
     from .pipeline import default_pipeline
 
-    return default_pipeline(ctx.opt_level, target).run(module, ctx)
+    return default_pipeline(ctx.opt_level, target, policy or PrecisionPolicy()).run(module, ctx)
 
 
 def assemble(
@@ -234,7 +272,7 @@ def assemble(
         unshared_bytes=plan.unshared_bytes,
         parameters=parameters,
         max_threads=options.num_threads,
-        options={"opt_level": options.opt_level, "precision": options.precision},
+        options=options.recorded(),
         generator=source_digest(),
         llvmlite=llvmlite.__version__,
     )
@@ -354,14 +392,27 @@ def _check(options: Options) -> None:
         raise TinycompError(f"num_threads must be at least 1, not {options.num_threads}")
     if options.opt_level not in range(4):
         raise TinycompError(f"opt_level must be 0, 1, 2 or 3, not {options.opt_level}")
-    if options.precision != "fp32":
-        raise TinycompError(f'precision must be "fp32", not {options.precision!r}')
+    _check_precision(options.precision, options.target)
     for name, shape in options.input_shapes.items():
         if any(not isinstance(d, int | np.integer) or d < 0 for d in shape):
             raise TinycompError(f"input_shapes: {list(shape)} of {name!r} is not a list of sizes")
     for name, size in options.dims.items():
         if not isinstance(size, int | np.integer) or size < 0:
             raise TinycompError(f"dims: {size!r} of {name!r} is not a size")
+
+
+def _check_precision(policy: PrecisionPolicy, target: Target) -> None:
+    if Precision.TF32 not in policy.used:
+        return
+    if target.kind != "cuda":
+        raise TinycompError(
+            'precision "tf32" is a format of GPU tensor cores; a CPU has none, so it would only be '
+            "less exact",
+            hint='leave it out on this target; "bf16" and "fp16" halve the memory',
+        )
+    number = target.arch.removeprefix("sm_").rstrip("af")
+    if number.isdigit() and int(number) < 80:
+        raise TinycompError(f'precision "tf32" needs sm_80 or newer, the target is {target.arch}')
 
 
 def _read_records(path: str | os.PathLike[str] | None) -> str:

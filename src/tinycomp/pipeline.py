@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+from .precision import PrecisionPolicy
 from .relay.pass_infra import Pass, Sequential
 from .relay.passes.alter_op_layout import AlterOpLayout
 from .relay.passes.canonicalize_ops import CanonicalizeOps
@@ -16,13 +17,17 @@ from .relay.passes.fold_scale_axis import FoldScaleAxis
 from .relay.passes.fuse_ops import FuseOps
 from .relay.passes.simplify_expr import SimplifyExpr
 from .relay.passes.simplify_inference import SimplifyInference
+from .relay.passes.to_mixed_precision import ToMixedPrecision
 from .schedules.tiles import choose_tile
 from .target import Target
 
 
-def default_pipeline(opt_level: int, target: Target) -> Sequential:
+def default_pipeline(
+    opt_level: int, target: Target, precision: PrecisionPolicy | None = None
+) -> Sequential:
     """Imported relay to fused relay.
 
+    `precision` is realised at every level, last, when weights have their final values and layouts.
     Level 0 only makes every operator a kernel; 1 simplifies and fuses; 2 changes weights and
     layouts too; 3 is for what may round differently.
     """
@@ -36,5 +41,7 @@ def default_pipeline(opt_level: int, target: Target) -> Sequential:
         passes += [EliminateCommonSubexpr()]
         tile_of = functools.partial(choose_tile, target=target)
         passes += [AlterOpLayout(tile_of), FoldConstant(), SimplifyExpr(), EliminateCommonSubexpr()]
+    if precision is not None:
+        passes += [ToMixedPrecision(precision)]
     passes += [DeadCodeElimination(), FuseOps(fuse=opt_level >= 1)]
     return Sequential(tuple(passes))

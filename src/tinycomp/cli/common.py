@@ -63,6 +63,24 @@ def parse_dims(texts: Iterable[str]) -> dict[str, int]:
     return dims
 
 
+def parse_overrides(texts: Iterable[str]) -> dict[str, str]:
+    """Precisions by glob, in the order given; of a glob given twice, the last.
+
+    >>> parse_overrides(["conv*=bf16", "a=b=fp32"])
+    {'conv*': 'bf16', 'a=b': 'fp32'}
+    """
+    overrides: dict[str, str] = {}
+    for text in texts:
+        glob, sign, precision = text.rpartition("=")
+        if not sign or not glob:
+            raise TinycompError(
+                f"cannot read --precision-of {text!r}", hint="write --precision-of 'conv*=fp32'"
+            )
+        overrides.pop(glob, None)
+        overrides[glob] = precision
+    return overrides
+
+
 def add_compile_options(parser: argparse.ArgumentParser) -> None:
     """The options of every command that may compile."""
     group = parser.add_argument_group("compilation")
@@ -79,7 +97,16 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
         help="value of a named dimension",
     )
     group.add_argument("--opt-level", type=int, choices=range(4), default=3)
-    group.add_argument("--precision", choices=["fp32"], default="fp32")
+    group.add_argument(
+        "--precision",
+        default="fp32",
+        metavar="FORMAT",
+        help="of products and convolutions: fp32, tf32 (GPU), fp16, bf16; default fp32",
+    )
+    group.add_argument(
+        "--precision-of", action="extend", nargs="+", default=[], metavar="GLOB=FORMAT",
+        help="another precision for nodes or operators: 'conv2d=bf16' '*/head/*=fp32'",
+    )  # fmt: skip
     group.add_argument("--tuning-records", metavar="FILE", help="records of the autotuner")
     group.add_argument(
         "--threads", type=int, metavar="N", help="threads; default: all usable cores"
@@ -131,6 +158,7 @@ def compile_model(args: argparse.Namespace, path: str) -> Module:
             num_threads=args.threads,
             opt_level=args.opt_level,
             precision=args.precision,
+            precision_overrides=parse_overrides(args.precision_of),
             tuning_records=args.tuning_records,
             progress=report,
         )

@@ -43,7 +43,7 @@ def first_difference(
     """The first tensor that differs by more than the tolerance; None if there is none."""
     from ..compiler import compile as compile_model
     from ..frontend.onnx.read import read_model
-    from .common import parse_dims, parse_input_shapes
+    from .common import parse_dims, parse_input_shapes, parse_overrides
 
     model = read_model(args.model)
     produced = produced_tensors(model)
@@ -55,6 +55,8 @@ def first_difference(
         dims=parse_dims(args.dim),
         num_threads=args.threads,
         opt_level=args.opt_level,
+        precision=args.precision,
+        precision_overrides=parse_overrides(args.precision_of),
     )
     got = module.run(inputs)
     for name, (node_label, op_type) in produced.items():

@@ -22,6 +22,7 @@ from .window import (
     accumulation_dtype,
     dims_agree,
     expect,
+    expect_precision,
     import_padding,
     output_dim,
     pad_array,
@@ -38,7 +39,7 @@ class Conv2dAttrs(Attrs):
 
     `kernel_layout` is "OIHW" (any data layout and groups), "packed" (NHWC, the result of
     nn.pack_conv2d; blocks do not cross groups) or "HWC" (NHWC depthwise). `out_channels` and
-    `kernel_size` may be left 0 for OIHW and HWC.
+    `kernel_size` may be left 0 for OIHW and HWC. `precision` is as for nn.matmul.
     """
 
     strides: tuple[int, int] = (1, 1)
@@ -50,6 +51,7 @@ class Conv2dAttrs(Attrs):
     out_channels: int = 0
     kernel_size: tuple[int, int] = (0, 0)
     tile: tuple[int, int, int] = (1, 1, 16)  # rows, columns, channels of the register tile
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ def _infer_conv(attrs: ConvAttrs, types: Sequence[Type]) -> TensorType:
     ranks = {"OIHW": nd + 2, "HWC": 3, "packed": 5}
     w = tensor_arg(types, 1, op, ranks.get(layout, nd + 2) if packed else nd + 2)
     expect(x.dtype is w.dtype, f"{op}: dtypes differ: {x} and {w}")
+    if isinstance(attrs, Conv2dAttrs):
+        expect_precision(attrs.precision, x.dtype, op)
     out_channels, in_channels, kernel = _weight_dims(attrs, w, op)
     channel = _channel_axis(attrs, x.rank)
     expect(

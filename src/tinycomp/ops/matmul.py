@@ -15,7 +15,26 @@ from ..relay.op import NO_ATTRS, Attrs, Op, OpPattern, Sample
 from ..te.tensor import Tensor
 from ..types import Dim, TensorType, Type
 from .onnx_node import OnnxImport, OnnxNode
-from .window import accumulation_dtype, dims_agree, expect, stored, tensor_arg, widen
+from .window import (
+    accumulation_dtype,
+    dims_agree,
+    expect,
+    expect_precision,
+    stored,
+    tensor_arg,
+    widen,
+)
+
+
+@dataclass(frozen=True)
+class MatmulAttrs(Attrs):
+    """Attributes of nn.matmul.
+
+    `precision` "tf32" allows a kernel to round float32 operands to tf32, which tensor cores take;
+    sums stay float32. Kernels without tensor cores compute exactly.
+    """
+
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -49,10 +68,11 @@ def _batch_index(tensor: Tensor, index: Sequence[Any], last: int) -> list[Any]:
     return [te.const(0) if is_const(d, 1) else i for d, i in zip(batch, aligned, strict=True)]
 
 
-def _infer_matmul(attrs: Attrs, types: Sequence[Type]) -> TensorType:
+def _infer_matmul(attrs: MatmulAttrs, types: Sequence[Type]) -> TensorType:
     a, b = tensor_arg(types, 0, "nn.matmul"), tensor_arg(types, 1, "nn.matmul")
     expect(a.rank >= 2 and b.rank >= 2, f"nn.matmul: needs matrices, found {a} and {b}")
     expect(a.dtype is b.dtype, f"nn.matmul: dtypes differ: {a} and {b}")
+    expect_precision(attrs.precision, a.dtype, "nn.matmul")
     expect(
         dims_agree(a.shape[-1], b.shape[-2]),
         f"nn.matmul: columns of {a} differ from rows of {b}",
@@ -61,7 +81,7 @@ def _infer_matmul(attrs: Attrs, types: Sequence[Type]) -> TensorType:
     return TensorType((*batch, a.shape[-2], b.shape[-1]), a.dtype)
 
 
-def _compute_matmul(attrs: Attrs, args: Sequence[Tensor], out: TensorType) -> list[Tensor]:
+def _compute_matmul(attrs: MatmulAttrs, args: Sequence[Tensor], out: TensorType) -> list[Tensor]:
     a, b = args
     acc = accumulation_dtype(out.dtype)
     k = te.reduce_axis((0, a.shape[-1]), name="k")
@@ -71,7 +91,8 @@ def _compute_matmul(attrs: Attrs, args: Sequence[Tensor], out: TensorType) -> li
         left = a(*_batch_index(a, batch, 2), m, k).astype(acc)
         return te.sum(left * b(*_batch_index(b, batch, 2), k, n).astype(acc), axis=k)
 
-    product = te.compute(out.shape, body, name="matmul", tag="matmul", attrs={"acc": acc})
+    info = {"acc": acc, "precision": attrs.precision}
+    product = te.compute(out.shape, body, name="matmul", tag="matmul", attrs=info)
     return [stored(product, out.dtype)]
 
 
@@ -157,11 +178,15 @@ def _f32(seed: int, *shape: int) -> np.ndarray:
 
 
 def _samples_matmul() -> Iterable[Sample]:
-    yield Sample((_f32(0, 5, 7), _f32(1, 7, 6)))
-    yield Sample((_f32(2, 2, 1, 3, 4), _f32(3, 3, 4, 5)))
-    yield Sample((_f32(4, 3, 1, 8), _f32(5, 8, 9)))
-    yield Sample((_f32(6, 4, 5).astype(np.float16), _f32(7, 5, 3).astype(np.float16)), rtol=1e-2)
-    yield Sample((np.arange(12).reshape(3, 4), np.arange(8).reshape(4, 2)))
+    plain = MatmulAttrs()
+    yield Sample((_f32(0, 5, 7), _f32(1, 7, 6)), plain)
+    yield Sample((_f32(2, 2, 1, 3, 4), _f32(3, 3, 4, 5)), plain)
+    yield Sample((_f32(4, 3, 1, 8), _f32(5, 8, 9)), plain)
+    halves = (_f32(6, 4, 5).astype(np.float16), _f32(7, 5, 3).astype(np.float16))
+    yield Sample(halves, plain, rtol=1e-2)
+    yield Sample((np.arange(12).reshape(3, 4), np.arange(8).reshape(4, 2)), plain)
+    operands = (_f32(8, 33, 40), _f32(9, 40, 17))
+    yield Sample(operands, MatmulAttrs(precision="tf32"), rtol=2e-2, atol=2e-2)
 
 
 def _samples_pack() -> Iterable[Sample]:
@@ -182,6 +207,7 @@ OPS: tuple[Op, ...] = (
         _infer_matmul,
         _compute_matmul,
         _reference_matmul,
+        MatmulAttrs,
         samples=_samples_matmul,
         doc="A[...,M,K] x B[...,K,N] with broadcast batch dimensions. ONNX MatMul.",
     ),

@@ -41,6 +41,13 @@ def dims_agree(a: Dim, b: Dim) -> bool:
     return not (isinstance(a, int) and isinstance(b, int)) or a == b
 
 
+def expect_precision(precision: str, dtype: DType, op: str) -> None:
+    """Refuse an attribute `precision` that does not fit the operands' dtype."""
+    expect(precision in ("fp32", "tf32"), f'{op}: precision {precision!r} is not "fp32" or "tf32"')
+    fits = precision == "fp32" or dtype is DType.FLOAT32
+    expect(fits, f"{op}: precision {precision!r} needs float32 operands, found {dtype}")
+
+
 def accumulation_dtype(dtype: DType) -> DType:
     """What sums of this dtype are kept in: float16 and bfloat16 are only stored."""
     return DType.FLOAT32 if dtype in (DType.FLOAT16, DType.BFLOAT16) else dtype
