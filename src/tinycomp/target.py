@@ -46,6 +46,17 @@ class Target:
         """Elements of `dtype` in one vector register."""
         return max(1, self.vector_bits // dtype.bits)
 
+    def has_feature(self, name: str) -> bool:
+        """Whether instructions of this LLVM feature may be used, of those in `_FEATURES`.
+
+        >>> Target.parse("llvm -mcpu=znver4").has_feature("avx512vnni")
+        True
+        """
+        for feature in reversed(self.features.split(",")):
+            if feature.lstrip("+-") == name:
+                return feature.startswith("+")
+        return self.cpu in _FEATURES.get(name, "").split()
+
     @staticmethod
     def host() -> Target:
         """This machine's CPU with all its features."""
@@ -134,6 +145,16 @@ _WIDTHS = {  # (vector bits, registers) -> the CPUs by LLVM's names
     (512, 32): "x86-64-v4 skylake-avx512 cascadelake cooperlake cannonlake icelake-client "
     "icelake-server rocketlake tigerlake sapphirerapids emeraldrapids graniterapids "
     "graniterapids-d diamondrapids znver4 znver5",
+}
+_WITH_VNNI = "sapphirerapids emeraldrapids graniterapids graniterapids-d diamondrapids znver5"
+_FEATURES = {  # instructions that kernels may ask for by name -> the CPUs that have them
+    "avx512vnni": "cascadelake cooperlake icelake-client icelake-server rocketlake tigerlake "
+    f"znver4 {_WITH_VNNI}",
+    "avxvnni": "alderlake raptorlake meteorlake arrowlake arrowlake-s lunarlake pantherlake "
+    f"gracemont sierraforest grandridge clearwaterforest {_WITH_VNNI}",
+    "dotprod": "cortex-a55 cortex-a75 cortex-a76 cortex-a77 cortex-a78 cortex-x1 cortex-x2 "
+    "cortex-x3 cortex-x4 neoverse-n1 neoverse-n2 neoverse-v1 neoverse-v2 apple-m1 apple-m2 "
+    "apple-m3 apple-m4 ampere1",
 }
 _X86 = {cpu: width for width, cpus in _WIDTHS.items() for cpu in cpus.split()}
 _ARM = frozenset(

@@ -100,6 +100,13 @@ def lanes_to_combine_around_a_vectorized_loop(s):
     s["B"].pragma("k", "reduce_lanes")
 
 
+@case("max_all", 23, 0)
+def reduction_of_nothing_in_the_loops_that_would_produce_it(s):
+    s["B"].fuse("i", "j")
+    with pytest.raises(ScheduleError, match="no iterations"):
+        s["C"].reverse_compute_at("B", "i.j.fused")
+
+
 @pytest.mark.parametrize(("apply", "computation", "sizes", "bits"), CASES)
 def test_schedule_computes_what_the_expressions_say(apply, computation, sizes, bits):
     made = COMPUTATIONS[computation](*sizes)

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..dtype import DType
+from ..target import Target
 
 ELEMENT = {
     DType.BOOL: "i1", DType.INT8: "i8", DType.INT16: "i16", DType.INT32: "i32", DType.INT64: "i64",
@@ -94,6 +95,7 @@ class ModuleBuilder:
     helpers: set[str] = field(default_factory=set)
     metadata: list[str] = field(default_factory=list)
     function_attributes: str = "nounwind"
+    target: Target | None = None
 
     def declare(
         self, name: str, result: str, arguments: Sequence[str], attributes: str = ""

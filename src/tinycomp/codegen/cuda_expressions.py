@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..diagnostics import InternalError
+from ..diagnostics import InternalError, TinycompError
 from ..dtype import DType
 from ..ir.expr import (
     Binary,
@@ -29,6 +29,7 @@ from ..ir.expr import (
     Select,
     Var,
 )
+from ..ir.instruction import InstructionCall, Reinterpret
 from ..ir.node import Node, fold, postorder
 from ..te.simplify import Analyzer
 from ..tir.nodes import Buffer, Scope
@@ -220,6 +221,12 @@ class ExprEmitter:
             return self._plan_choice(node, node.args)
         if isinstance(node, Call):
             return node.args, lambda: [self._call(node, lane) for lane in lanes]
+        if isinstance(node, InstructionCall | Reinterpret):
+            what = node.instruction.name if isinstance(node, InstructionCall) else "reinterpret"
+            raise TinycompError(
+                f"{what} is an instruction of CPUs: {node}",
+                hint="tensorize with another intrinsic for a GPU",
+            )
         raise InternalError(f"{type(node).__name__} cannot be written in CUDA C++: {node}")
 
     def _plan_choice(

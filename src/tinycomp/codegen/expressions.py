@@ -32,9 +32,10 @@ from ..ir.expr import (
     const,
     is_const,
 )
+from ..ir.instruction import InstructionCall, Reinterpret, require_features
 from ..ir.node import Node, fold
 from . import arithmetic, intrinsics, memory
-from .builder import ELEMENT, FunctionBuilder, Value, literal
+from .builder import ELEMENT, FunctionBuilder, Value, literal, vector
 from .runtime_abi import ERROR
 
 _DIVISIONS = (BinaryOp.FLOORDIV, BinaryOp.FLOORMOD, BinaryOp.TRUNCDIV, BinaryOp.TRUNCMOD)
@@ -155,6 +156,10 @@ class ExprEmitter:
             return (node.value,), lambda: self._emit_reduce_lanes(node)
         if isinstance(node, Call):
             return node.args, lambda: self._emit_call(node)
+        if isinstance(node, InstructionCall):
+            return node.args, lambda: self._emit_instruction(node)
+        if isinstance(node, Reinterpret):
+            return (node.value,), lambda: self._emit_reinterpret(node)
         raise InternalError(f"{type(node).__name__} cannot be compiled: {node}")
 
     def _emit_reduce_lanes(self, node: ReduceLanes) -> Value:
@@ -256,6 +261,22 @@ class ExprEmitter:
         if node.name == "checked_index":
             return self._checked_index(args[0], args[1])
         return intrinsics.emit(self.b, node.name, node.args[0].dtype, args)
+
+    def _emit_instruction(self, node: InstructionCall) -> Value:
+        instruction, target = node.instruction, self.b.module.target
+        if target is not None:
+            require_features(instruction, target.has_feature, str(target))
+        args = [self._values[a] for a in node.args]
+        result = ELEMENT[node.dtype]
+        self.b.module.declare(
+            instruction.llvm_name, vector(result, node.lanes), [a.type for a in args]
+        )
+        return self.b.call(instruction.llvm_name, result, args, node.lanes)
+
+    def _emit_reinterpret(self, node: Reinterpret) -> Value:
+        type_ = vector(ELEMENT[node.to], node.lanes)
+        text = f"bitcast {self._values[node.value]} to {type_}"
+        return self.b.emit(text, ELEMENT[node.to], node.lanes)
 
     def _checked_index(self, index: Value, extent: Value) -> Value:
         """`index`, wrapped once if negative; still outside: flag an error and use 0."""

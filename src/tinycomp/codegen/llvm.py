@@ -51,6 +51,7 @@ def emit_kernel(func: PrimFunc, target: Target) -> KernelIR:
     share memory with an input.
 
     Raises:
+        TinycompError: the function uses an instruction that the target lacks.
         InternalError: the function holds statements that lowering should have removed.
     """
     module = new_module(target)
@@ -66,7 +67,11 @@ def new_module(target: Target) -> ModuleBuilder:
     has_avx512 = target.triple.startswith("x86_64") and target.vector_bits >= 512
     attributes = 'nounwind "prefer-vector-width"="512"' if has_avx512 else "nounwind"
     return ModuleBuilder(
-        target.triple, has_fma(target), has_scalef=has_avx512, function_attributes=attributes
+        target.triple,
+        has_fma(target),
+        has_scalef=has_avx512,
+        function_attributes=attributes,
+        target=target,
     )
 
 

@@ -17,6 +17,7 @@ from .expr import (
     Select,
     Var,
 )
+from .instruction import InstructionCall, Reinterpret
 from .node import fold
 
 _SYMBOLS = {
@@ -65,7 +66,18 @@ def _render(node: Expr, parts: list[tuple[str, int]]) -> tuple[str, int]:
         case Broadcast():
             return f"x{node.count}({texts[0]})", _ATOM
         case _:
-            return f"{type(node).__name__.lower()}({', '.join(texts)})", _ATOM
+            return f"{_name(node)}({', '.join(texts)})", _ATOM
+
+
+def _name(node: Expr) -> str:
+    """Of what is printed as a call."""
+    match node:
+        case InstructionCall():
+            return node.instruction.name
+        case Reinterpret():
+            return f"reinterpret_{node.to}"
+        case _:
+            return type(node).__name__.lower()
 
 
 def expr_text(expr: Expr) -> str:

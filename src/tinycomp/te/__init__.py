@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..ir import instruction
 from ..ir.expr import Expr, Var, call
+from ..ir.instruction import broadcast, reinterpret, sum_lanes
 from . import math
 from .check_reads import check_reads
 from .gradient import gradient
@@ -77,9 +79,10 @@ def create_schedule(
 
 __all__ = [
     "AXIS_SEPARATOR", "BufferView", "ComputeOp", "Expr", "ExternOp", "IterKind", "IterVar",
-    "PlaceholderOp", "Reduce", "ScanOp", "Tensor", "TensorIntrin", "Var", "all", "any", "call",
-    "comm_reducer", "compute", "create_schedule", "decl_tensor_intrin", "extern", "gradient",
-    "inputs_of", "max", "min", "placeholder", "prod", "reduce_axis", "scan", "size_var", "sum",
-    "tag_scope", "thread_axis", "topological", "var",
+    "PlaceholderOp", "Reduce", "ScanOp", "Tensor", "TensorIntrin", "Var", "all", "any",
+    "broadcast", "call", "comm_reducer", "compute", "create_schedule", "decl_tensor_intrin",
+    "extern", "gradient", "inputs_of", "instruction", "max", "min", "placeholder", "prod",
+    "reduce_axis", "reinterpret", "scan", "size_var", "sum", "sum_lanes", "tag_scope",
+    "thread_axis", "topological", "var",
 ]  # fmt: skip
 __all__ += math.__all__

@@ -23,7 +23,6 @@ from typing import Any
 from .. import te
 from ..diagnostics import InternalError, ScheduleError
 from ..dtype import DType
-from ..ir.expr import BinaryOp, ReduceLanes
 from ..te.intrin import TensorIntrin, decl_tensor_intrin
 from ..te.tensor import IterKind, topological
 from ..tir.nodes import Block
@@ -170,7 +169,7 @@ def _dot(x_dtype: DType, y_dtype: DType, dtype: DType) -> TensorIntrin:
 
     def emit(ins: Sequence[Any], outs: Sequence[Any]) -> tuple[Any, Any, Any]:
         a, b = (te.cast(operand.vload([0], _DOT), dtype) for operand in ins)
-        total, out = ReduceLanes(BinaryOp.ADD, a * b), outs[0]
+        total, out = te.sum_lanes(a * b), outs[0]
         return out.store(total), out.store(te.const(0, dtype)), out.store(out[()] + total)
 
     return decl_tensor_intrin(z, emit, name=f"dot_{x_dtype}_{y_dtype}")

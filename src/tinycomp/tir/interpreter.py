@@ -30,6 +30,7 @@ from ..ir.expr import (
     Var,
     is_const,
 )
+from ..ir.instruction import InstructionCall, Reinterpret, reinterpret_array
 from ..te.evaluate_expr import BINARY, INTRINSIC, cast
 from .nodes import (
     Alloc,
@@ -441,10 +442,13 @@ class _Compiler:
     def assign(self, expr: Expr) -> None:
         if isinstance(expr, IntImm) and expr.dtype in (DType.INT64, DType.BOOL):
             return
-        is_vector = isinstance(expr, Ramp | Broadcast)
-        if not isinstance(expr, ReduceLanes) and (
-            is_vector or self.vectors.intersection(expr.children())
-        ):  # type: ignore[arg-type]
+        if isinstance(expr, ReduceLanes | InstructionCall | Reinterpret):
+            is_vector = expr.lanes > 1
+        else:
+            is_vector = isinstance(expr, Ramp | Broadcast) or bool(
+                self.vectors.intersection(expr.children())  # type: ignore[arg-type]
+            )
+        if is_vector:
             self.vectors.add(expr)
         if isinstance(expr, Load) or self.loaded.intersection(expr.children()):  # type: ignore[arg-type]
             self.loaded.add(expr)
@@ -471,6 +475,11 @@ class _Compiler:
                 return f"f_{expr.name}({', '.join(names)})"
             case Load():
                 return self.load(expr)
+            case InstructionCall():
+                return f"{self.constant(expr.instruction.meaning, 'f')}({', '.join(names)})"
+            case Reinterpret():
+                dtype = self.constant(expr.to, "dtype")
+                return f"{self.constant(reinterpret_array, 'f')}({names[0]}, {dtype})"
             case Ramp():
                 return f"{names[0]} + {names[1]} * np.arange({expr.count})"
             case ReduceLanes():

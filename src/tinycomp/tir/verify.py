@@ -8,6 +8,7 @@ from typing import Any
 from ..diagnostics import VerifyError
 from ..dtype import DType
 from ..ir.expr import Binary, BinaryOp, Broadcast, Call, Expr, Load, Ramp, Select, Var
+from ..ir.instruction import InstructionCall
 from ..ir.node import postorder
 from .nodes import (
     Alloc,
@@ -164,6 +165,10 @@ class _Verifier:
                 self.lanes(node.children(), stmt)
             case Call():
                 self.lanes(node.args, stmt)
+            case InstructionCall():
+                wanted = [(t.dtype, t.lanes) for t in node.instruction.operands]
+                if wanted != [(a.dtype, a.lanes) for a in node.args]:
+                    self.fail(f"operands that {node.instruction.name} does not take: {node}", stmt)
             case Ramp():
                 if node.base.lanes != 1 or node.stride.lanes != 1 or not node.dtype.is_int:
                     self.fail(f"a ramp needs a scalar integer base and stride: {node}", stmt)

@@ -131,7 +131,7 @@ def uses_any(exprs: tuple[Expr, ...], var: Var) -> bool:
 
 
 def _has_vectors(body: Stmt) -> bool:
-    return any(isinstance(n, Ramp | Broadcast) for n in postorder(body))
+    return any(isinstance(n, Expr) and n.lanes > 1 for n in postorder(body))
 
 
 def _native_lanes(body: Stmt, target: Target) -> int:

@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ...diagnostics import ScheduleError
-from ...ir.expr import Binary, BinaryOp, Call, Expr, IntImm, Var, all_of, variables
+from ...ir.expr import Binary, BinaryOp, Call, Expr, IntImm, Var, all_of, is_const, variables
 from ...te.simplify import Analyzer
 from ...te.tensor import IterKind
 from ..nodes import Block, Buffer, For, ForKind, PrimFunc, Seq
@@ -83,6 +83,7 @@ def reverse_compute_at(func: PrimFunc, block_name: str, axis: Var) -> PrimFunc:
     producers = _producers(func, block, target)
     require_inputs_before(func, block, root_of(func, target), producers)
     above = [*loops_above(func, target), target]
+    _require_iterations(block, above)
     analyzer = Analyzer()
     for loop in above:
         analyzer.bind(loop.var, loop.min, loop.extent)
@@ -250,6 +251,16 @@ def _shifted(index: Expr) -> tuple[Var | None, int]:
         if index.op is BinaryOp.SUB:
             return index.a, -index.b.value
     return None, 0
+
+
+def _require_iterations(block: Block, above: Sequence[For]) -> None:
+    """What reduces nothing still has its first value, which a loop without iterations loses."""
+    empty = next((l for l in above if is_const(l.extent, 0)), None)
+    if empty is not None:
+        raise ScheduleError(
+            f"loop {empty.var.name!r} has no iterations, so {block.name!r} would not be computed",
+            hint="leave the stage where it is",
+        )
 
 
 def _require_serial(block: Block, parts: dict[Var, Part], above: Sequence[For]) -> None:
