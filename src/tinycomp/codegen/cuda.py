@@ -222,8 +222,8 @@ class _KernelEmitter:
         elif isinstance(stmt, If):
             self._if(stmt, work)
         elif isinstance(stmt, Alloc):
-            if stmt.buffer not in self.names.buffers:
-                self._allocate(stmt.buffer)
+            if stmt.buffer.scope is Scope.LOCAL or stmt.buffer not in self.names.buffers:
+                self._allocate(stmt.buffer)  # in every scope that has it
             work.append(stmt.body)
         elif isinstance(stmt, Evaluate):
             self._evaluate(stmt)

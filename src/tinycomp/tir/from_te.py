@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..diagnostics import NO_SPAN, InternalError, ScheduleError
+from ..diagnostics import NO_SPAN, InternalError, ScheduleError, Span
 from ..ir.expr import TRUE, Expr, Load, Var, const, if_then_else, substitute
 from ..ir.node import Node, rewrite
 from ..te.tensor import (
@@ -175,9 +175,10 @@ def compute_block(op: ComputeOp, targets: list[Buffer], buffers: dict[Tensor, Bu
         if first.condition is not TRUE:
             value = if_then_else(body_of(first.condition), value, old[combiner.lhs[k]])
         values.append(value)
-    update = _simultaneous(targets, indices, values, op)
+    update = assign_together(targets, indices, values, op.span)
     init = [Store(b, indices, e) for b, e in zip(targets, combiner.identity, strict=True)]
-    return _block(op, targets[0].name, iter_vars, axes, update, _seq(init))
+    block = _block(op, targets[0].name, iter_vars, axes, update, _seq(init))
+    return replace(block, combiner=combiner)
 
 
 def _block(
@@ -194,12 +195,12 @@ def _block(
     return Block(name, iter_vars, bindings, body, init, TRUE, annotations, op.span)
 
 
-def _simultaneous(
-    targets: list[Buffer], indices: tuple[Expr, ...], values: list[Expr], op: ComputeOp
+def assign_together(
+    targets: Sequence[Buffer], indices: tuple[Expr, ...], values: Sequence[Expr], span: Span
 ) -> Stmt:
     """All targets take their new values at once: where a value reads an accumulator that an
     earlier store would overwrite, the values go through scratch scalars first."""
-    stores = [Store(b, indices, v, None, op.span) for b, v in zip(targets, values, strict=True)]
+    stores = [Store(b, indices, v, None, span) for b, v in zip(targets, values, strict=True)]
     if len(targets) == 1:
         return stores[0]
     scratch = [Buffer(f"{b.name}.new", (const(1),), b.dtype, Scope.LOCAL) for b in targets]

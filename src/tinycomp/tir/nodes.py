@@ -18,7 +18,7 @@ from ..diagnostics import NO_SPAN, Span
 from ..dtype import DType
 from ..ir.expr import TRUE, Expr
 from ..ir.node import Node, dataclass
-from ..te.tensor import IterKind, IterVar
+from ..te.tensor import Combiner, IterKind, IterVar
 
 __all__ = [
     "Alloc", "Block", "Buffer", "Collective", "Evaluate", "For", "ForKind", "If", "IterKind",
@@ -99,7 +99,8 @@ class Block(Stmt):
     """One computation, over its own iteration variables.
 
     `init` runs before the first iteration of the reduction variables; `predicate` (over loop
-    variables) guards iterations that a non-dividing split added.
+    variables) guards iterations that a non-dividing split added. `combiner` says how a reduction
+    merges two results, one value for each buffer it accumulates into; None if that is not known.
     """
 
     CHILDREN = ("bindings", "predicate", "init", "body")
@@ -111,6 +112,7 @@ class Block(Stmt):
     predicate: Expr = TRUE
     annotations: Mapping[str, Any] = field(default_factory=dict)
     span: Span = NO_SPAN
+    combiner: Combiner | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

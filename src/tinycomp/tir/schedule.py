@@ -195,10 +195,11 @@ class Schedule:
         ]
         return not owners or any(a.var is axis.var for a in axes)
 
-    def new_stage(self, buffer: Buffer, name: str = "") -> CachedTensor:
-        """The handle of a stage that a primitive made; its block has the buffer's name, or this."""
+    def new_stage(self, buffer: Buffer, name: str = "", stage: str = "") -> CachedTensor:
+        """The handle of a stage that a primitive made, called like its buffer or `name`; its block
+        is called the same, or `stage`."""
         handle = CachedTensor(name or buffer.name, buffer.dtype)
-        self._stages[handle] = handle.name
+        self._stages[handle] = stage or handle.name
         self._buffer_names[handle] = buffer.name
         return handle
 
@@ -352,11 +353,13 @@ class Schedule:
         names = tuple(self.stage_name(r) for r in _listed(readers))
         return self.do(CacheRead(self.buffer_name(tensor), scope, names))
 
-    def rfactor(self, tensor: TensorLike | str, axis: Axis) -> CachedTensor:
+    def rfactor(self, tensor: TensorLike | str, axis: Axis, factor_axis: int = -1) -> Any:
         """Partial results per iteration of a reduction axis; returns the tensor of these, whose
-        last dimension is the factored axis. See `primitives.rfactor`."""
+        dimension `factor_axis` (the last) is the factored axis; of a reduction of several values,
+        a list of tensors. See `primitives.rfactor`."""
         stage = self[tensor]
-        return self.do(Rfactor(stage.block_name, stage.name_of(axis, "rfactor")))
+        name = stage.name_of(axis, "rfactor")
+        return self.do(Rfactor(stage.block_name, name, factor_axis))
 
     def set_scope(self, tensor: TensorLike | str, scope: str) -> None:
         """Keep an intermediate tensor in another memory: "local", "shared", "warp" or "global"."""

@@ -200,21 +200,3 @@ def test_rfactor_of_a_conditional_reduction(computation):
     s["B"].split("k", factor=4)
     s.rfactor("B", "k.inner")
     work.check(s)
-
-
-def test_rfactor_refusals(rows, computation, refuses):
-    s = rows.schedule()
-    words = ['s.rfactor("B", "i")', "'i' is not a reduction axis of 'B'"]
-    refuses(s, words, lambda: s.rfactor("B", "i"))
-    a = te.placeholder((4, 12), name="A")
-    k = te.reduce_axis((0, 12), name="k")
-    pair = te.comm_reducer(
-        lambda x, y: (x[0] + y[0], x[1] * y[1]),
-        lambda t, u: (te.const(0, t), te.const(1, u)),
-    )
-    out = te.compute((4,), lambda i: pair((a[i, k], a[i, k]), axis=k), name="P")
-    two = computation([a], out).schedule()
-    refuses(two, "not one plain reduction", lambda: two["P"].schedule.rfactor("P", "k"))
-    odd = te.comm_reducer(lambda x, y: te.select(x < y, y, x), lambda t: te.const(-1e9, t))
-    three = computation([a], te.compute((4,), lambda i: odd(a[i, k], axis=k), name="Q")).schedule()
-    refuses(three, "not of the form old = old op new", lambda: three.rfactor("Q", "k"))
