@@ -280,6 +280,11 @@ class _Draw:
         stage = self.stage()
         stage.bind(self.axis(stage), self.rng.choice(("vthread", "threadIdx.x", "blockIdx.x")))
 
+    def vthread(self) -> None:
+        """Virtual threads, mostly around other loops that they share."""
+        stage = self.stage()
+        stage.bind(self.axis(stage, 0.2), self.rng.choice(("vthread", "vthread.x")))
+
     def pragma(self) -> None:
         stage = self.stage()
         key = self.rng.choice(("reduce_lanes", "auto_unroll_max_step"))
@@ -317,7 +322,8 @@ class _Draw:
 
     def rfactor(self) -> None:
         stage = self.reduction()
-        self.schedule.rfactor(stage.tensor, self.reduced_axis(stage))
+        place = self.rng.choice((-1, -1, -1, 0, 1))
+        self.schedule.rfactor(stage.tensor, self.reduced_axis(stage), place)
 
     def set_scope(self) -> None:
         self.intermediate().set_scope(self.scope())
@@ -396,5 +402,5 @@ PRIMITIVES: Mapping[str, float] = {  # how often each is drawn
     "rfactor": 2, "set_scope": 1, "pragma": 1, "bind": 1, "reverse_compute_at": 2,
     "reverse_compute_inline": 1.5, "decompose_reduction": 1.5, "pad": 1, "partition": 1.5,
     "transform_layout": 2, "storage_align": 0.5, "double_buffer": 0.5, "prefetch": 0.5,
-    "normalize": 0.5, "create_group": 0.7, "tensorize": 1.5,
+    "normalize": 0.5, "create_group": 0.7, "tensorize": 1.5, "vthread": 1.5,
 }  # fmt: skip

@@ -15,6 +15,7 @@ from .passes.storage_rewrite import storage_rewrite
 from .passes.trim_loops import trim_loops
 from .passes.unroll import unroll
 from .passes.vectorize import vectorize
+from .passes.virtual_threads import inject_virtual_threads
 
 
 def lower(func: PrimFunc, target: Target) -> PrimFunc:
@@ -27,6 +28,7 @@ def lower(func: PrimFunc, target: Target) -> PrimFunc:
         func = serialize_threads(func)
     func = lower_blocks(func)
     func = compact_buffers(func)
+    func = inject_virtual_threads(func)
     func = simplify(func)
     func = loop_partition(func)
     func = simplify(func)

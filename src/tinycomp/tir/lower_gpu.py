@@ -14,6 +14,7 @@ from .passes.private_buffers import place_buffers
 from .passes.simplify import simplify
 from .passes.uniform_conditions import uniform_conditions
 from .passes.vectorize import vectorize
+from .passes.virtual_threads import inject_virtual_threads
 
 ACCESS = Target("cuda", vector_bits=128)  # the widest access of one thread is 16 bytes
 
@@ -25,6 +26,7 @@ def lower_gpu(func: PrimFunc) -> PrimFunc:
     func = bind_threads(func)
     func = place_buffers(func)
     func = compact_buffers(func)
+    func = inject_virtual_threads(func)
     func = simplify(func)
     func = insert_barriers(func)
     func = lower_collectives(func)

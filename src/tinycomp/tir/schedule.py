@@ -195,11 +195,10 @@ class Schedule:
         ]
         return not owners or any(a.var is axis.var for a in axes)
 
-    def new_stage(self, buffer: Buffer, name: str = "", stage: str = "") -> CachedTensor:
-        """The handle of a stage that a primitive made, called like its buffer or `name`; its block
-        is called the same, or `stage`."""
+    def new_stage(self, buffer: Buffer, name: str = "") -> CachedTensor:
+        """The handle of a stage that a primitive made; its block has the buffer's name, or this."""
         handle = CachedTensor(name or buffer.name, buffer.dtype)
-        self._stages[handle] = stage or handle.name
+        self._stages[handle] = handle.name
         self._buffer_names[handle] = buffer.name
         return handle
 

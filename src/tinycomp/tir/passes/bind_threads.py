@@ -162,9 +162,8 @@ class _Program:
             return self.reduce(stmt)
         if stmt.kind is not ForKind.THREAD or stmt.thread.startswith("vthread"):
             low, extent = self.substitute(stmt.min), self.substitute(stmt.extent)
-            kind = ForKind.UNROLLED if stmt.kind is ForKind.THREAD else stmt.kind
             body = yield self.visit(stmt.body, bound)
-            return replace(stmt, min=low, extent=extent, body=body, kind=kind, thread="")
+            return replace(stmt, min=low, extent=extent, body=body)
         var, extent = self.axes.vars[stmt.thread], self.axes.extents[stmt.thread]
         self.values[stmt.var] = var + stmt.min
         self.substitute = substituter(self.values)

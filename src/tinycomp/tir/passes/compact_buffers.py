@@ -105,7 +105,7 @@ def _shrink(
     whole = buffer, [const(0)] * len(buffer.shape)
     around = {s for s in outside[:-1] if isinstance(s, For)}
     if buffer.scope is Scope.SHARED:  # common to the threads of a block
-        around = {s for s in around if not s.thread.startswith(("threadIdx", "vthread"))}
+        around = {s for s in around if not s.thread.startswith("threadIdx")}
     if not around:
         return whole
     inner: dict[Var, Interval] = {

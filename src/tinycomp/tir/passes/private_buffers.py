@@ -116,7 +116,7 @@ def _intervals(body: Stmt) -> dict[Var, Interval]:
     return {
         s.var: (s.min, s.min + s.extent - 1)
         for s in statements(body)
-        if isinstance(s, For) and not s.thread
+        if isinstance(s, For) and not s.thread.startswith(("blockIdx", "threadIdx"))
     }
 
 

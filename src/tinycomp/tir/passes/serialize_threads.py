@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeGuard
 
-from ...ir.expr import IntImm
 from ...ir.node import rewrite
 from ..nodes import Collective, For, ForKind, PrimFunc, Stmt
 from ..tree import statements
 
-_MOST_UNROLLED = 8  # iterations of a virtual thread axis that are written out
-
 
 def serialize_threads(func: PrimFunc) -> PrimFunc:
-    """Blocks and threads run one after the other; short virtual thread axes are unrolled.
+    """Blocks and threads run one after the other; `inject_virtual_threads` sees to virtual ones.
 
         for i in thread(8, "threadIdx.x"): body    -->    for i in range(8): body
 
@@ -25,13 +23,14 @@ def serialize_threads(func: PrimFunc) -> PrimFunc:
     def step(node: Stmt) -> Stmt:
         if isinstance(node, Collective):
             return node.body
-        if not isinstance(node, For) or node.kind is not ForKind.THREAD:
-            return node
-        short = isinstance(node.extent, IntImm) and node.extent.value <= _MOST_UNROLLED
-        unrolled = node.thread.startswith("vthread") and short
-        kind = ForKind.UNROLLED if unrolled else ForKind.SERIAL
-        return replace(node, kind=kind, thread="")
+        return replace(node, kind=ForKind.SERIAL, thread="") if _is_thread(node) else node
 
-    if not any(isinstance(s, For) and s.kind is ForKind.THREAD for s in statements(func.body)):
+    if not any(_is_thread(s) or isinstance(s, Collective) for s in statements(func.body)):
         return func
     return replace(func, body=rewrite(func.body, step))
+
+
+def _is_thread(stmt: Stmt) -> TypeGuard[For]:
+    if not isinstance(stmt, For) or stmt.kind is not ForKind.THREAD:
+        return False
+    return not stmt.thread.startswith("vthread")

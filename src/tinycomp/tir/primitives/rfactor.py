@@ -88,7 +88,7 @@ class Rfactor(Step):
     def apply(self, schedule: Schedule) -> CachedTensor | list[CachedTensor]:
         axis = schedule.loop(self.stage, self.axis).var
         schedule.func, buffers = rfactor(schedule.func, self.stage, axis, self.factor_axis)
-        handles = [schedule.new_stage(b, stage=buffers[0].name) for b in buffers]
+        handles = schedule.new_stages(buffers)
         return handles[0] if len(handles) == 1 else handles
 
 
