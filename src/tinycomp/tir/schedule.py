@@ -140,7 +140,8 @@ class Schedule:
         if found is None:
             raise ScheduleError(
                 f"there is no buffer {name!r}: it was inlined, or never was",
-                hint=f"the buffers are {', '.join(b.name for b in buffers)}",
+                hint=f"call cache_read before compute_inline; the buffers are "
+                f"{', '.join(b.name for b in buffers)}",
             )
         return found
 

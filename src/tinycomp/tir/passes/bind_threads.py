@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 from ...diagnostics import ScheduleError
 from ...dtype import DType
-from ...ir.expr import Binary, BinaryOp, Call, Expr, IntImm, Load, Var, all_of, const
+from ...ir.expr import Binary, BinaryOp, Call, Expr, IntImm, Load, Var, all_of, const, variables
 from ..nodes import (
     Buffer,
     Collective,
@@ -200,6 +200,9 @@ class _Program:
         """
         if not isinstance(stmt, Store) or stmt.buffer.scope is Scope.LOCAL:
             return stmt
+        if stmt.buffer.scope is Scope.SHARED:  # threads that compute the same element
+            used = {v for index in stmt.indices for v in variables(index)}
+            bound = frozenset(tag for tag in bound if self.axes.vars[tag] in used)
         zeros = [
             var.equal(0)
             for tag, var in self.axes.vars.items()

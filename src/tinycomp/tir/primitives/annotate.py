@@ -30,10 +30,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...diagnostics import ScheduleError
-from ...ir.expr import Var
-from ..nodes import For, ForKind, PrimFunc
-from ..tree import loop_of, loops_above, replace_stmt
-from .common import loops_in, require_spatial, root_of
+from ...ir.expr import Var, variables
+from ..nodes import For, ForKind, PrimFunc, Scope
+from ..tree import (
+    blocks_in,
+    loop_of,
+    loops_above,
+    read_buffers,
+    replace_stmt,
+    written_buffers,
+)
+from .common import loops_in, own_nest, require_spatial, root_of
 from .step import Step
 
 if TYPE_CHECKING:
@@ -113,7 +120,9 @@ def set_kind(func: PrimFunc, axis: Var, kind: ForKind) -> PrimFunc:
 def bind(func: PrimFunc, axis: Var, thread: str) -> PrimFunc:
     """Run a loop over a GPU thread axis such as "blockIdx.x", "threadIdx.x" or "vthread".
 
-    Loops of one kernel that share a thread axis must be of one extent, and not nested.
+    Loops of one kernel that share a thread axis must be of one extent. They may be nested only
+    where the inner one computes a shared buffer that does not depend on the outer one: then the
+    threads compute it together, each its iteration of the inner loop.
     """
     require_thread_name(thread)
     require_spatial(func, axis)
@@ -138,11 +147,12 @@ def _check_thread(func: PrimFunc, loop: For, thread: str) -> None:
     name = loop.var.name
     around = (*loops_above(func, loop), *loops_in(loop.body))
     nested = next((l for l in around if l.thread == thread), None)
-    if nested is not None:
+    if nested is not None and not _is_cooperative(func, loop, thread):
         raise ScheduleError(
             f"loop {name!r} and {nested.var.name!r} are nested, and the latter is bound to "
             f"{thread} already",
-            hint="fuse the two loops, or bind one to another dimension",
+            hint="fuse the two loops, or bind one to another dimension; a stage that the threads "
+            'compute together needs set_scope(..., "shared") before it is computed there',
         )
     for other in loops_in(root_of(func, loop)):
         if other.thread == thread and other.extent is not loop.extent:
@@ -151,6 +161,27 @@ def _check_thread(func: PrimFunc, loop: For, thread: str) -> None:
                 f"kernel, but {name!r} has extent {loop.extent}",
                 hint="split one of them so that the extents agree",
             )
+
+
+def _is_cooperative(func: PrimFunc, loop: For, thread: str) -> bool:
+    """Whether every iteration of the loops over threads around `loop` computes the same values of
+    shared buffers in it, so that each may do a part for all."""
+    nest = own_nest(func, blocks_in(loop.body)[0])
+    above = [*loops_above(func, nest)]
+    around = [l for l in above if l.thread.startswith(("threadIdx", "vthread"))]
+    if not any(l.thread == thread for l in around):
+        return False
+    varying = {l.var for l in around}
+    own = {b for block in blocks_in(around[0].body) for b in written_buffers(block)}
+    for block in blocks_in(loop.body):
+        if any(b.scope is not Scope.SHARED for b in written_buffers(block)):
+            return False
+        if any(b in own and b.scope is not Scope.SHARED for b in read_buffers(block)):
+            return False
+        parts = (*block.bindings, block.predicate)
+        if any(v in varying for part in parts for v in variables(part)):
+            return False
+    return True
 
 
 def annotate_loop(func: PrimFunc, axis: Var, key: str, value: Any) -> PrimFunc:

@@ -49,7 +49,7 @@ from ...ir.expr import (
 from ...ir.node import postorder
 from ...te.simplify import Analyzer
 from ...te.tensor import IterKind
-from ..nodes import Block, Buffer, For, PrimFunc, Seq, Stmt
+from ..nodes import Block, Buffer, For, PrimFunc, Scope, Seq, Stmt
 from ..region import Interval, region
 from ..tree import (
     blocks_in,
@@ -101,7 +101,9 @@ class ComputeRoot(Step):
 def compute_at(func: PrimFunc, block_name: str, axis: Var) -> PrimFunc:
     """Move the nest of a block into loop `axis`, before its readers, shrunk to what these read.
 
-    The nest is built anew, one serial loop per axis of the stage: shape it after moving it.
+    The nest is built anew, one serial loop per axis of the stage: shape it after moving it. A
+    buffer in shared memory, moved inside loops over threads, holds what all of these read; its own
+    loops are bound to the same thread axes to compute it together.
 
     Raises:
         ScheduleError: a reader of the block is outside the loop, the block writes an output, or
@@ -119,7 +121,7 @@ def compute_at(func: PrimFunc, block_name: str, axis: Var) -> PrimFunc:
     above = [*loops_above(without, target), target]
     for loop in above:
         analyzer.bind(loop.var, loop.min, loop.extent)
-    regions = regions_read(target.body, outputs, analyzer)
+    regions = regions_read(target.body, outputs, analyzer, _threads_that_share(above, outputs))
     names = {l.var.name for l in above}
     moved, shape = rebuild_nest(func, block, _by_axis(block, regions), analyzer, names)
     stmts = target.body.stmts if isinstance(target.body, Seq) else (target.body,)
@@ -129,12 +131,20 @@ def compute_at(func: PrimFunc, block_name: str, axis: Var) -> PrimFunc:
     return _enlarged(without, outputs, shape)
 
 
+def _threads_that_share(above: Sequence[For], buffers: Sequence[Buffer]) -> list[For]:
+    """The thread loops around a place all of whose iterations see one copy of shared buffers."""
+    if not all(b.scope is Scope.SHARED for b in buffers):
+        return []
+    return [l for l in above if l.thread.startswith(("threadIdx", "vthread"))]
+
+
 def regions_read(
-    stmt: Stmt, buffers: Sequence[Buffer], analyzer: Analyzer
+    stmt: Stmt, buffers: Sequence[Buffer], analyzer: Analyzer, also_over: Sequence[For] = ()
 ) -> list[tuple[Expr, Expr]]:
-    """Start and extent of what the blocks inside read of the buffers, in each dimension."""
+    """Start and extent of what the blocks inside read of the buffers, in each dimension; in all
+    iterations of the loops `also_over` together."""
     inner: dict[Var, Interval] = {}
-    for loop in loops_in(stmt):
+    for loop in (*also_over, *loops_in(stmt)):
         inner[loop.var] = (loop.min, loop.min + loop.extent - 1)
         analyzer.bind(loop.var, loop.min, loop.extent)
     return region(_accesses(stmt, buffers), buffers[0].shape, inner, analyzer)
@@ -310,14 +320,28 @@ def _check(func: PrimFunc, block: Block, target: For, outputs: Sequence[Buffer])
     if not any(b in read_buffers(r) for r in inside if r is not block for b in outputs):
         raise ScheduleError(
             f"nothing inside loop {axis!r} reads {name!r}",
-            hint="name a loop around the stages that read it",
+            hint=_place_readers_first(func, block, outputs),
         )
     reader = reader_outside(func, [target, own_nest(func, block)], outputs)
     if reader is not None:
         raise ScheduleError(
             f"{reader} reads {name!r} outside of loop {axis!r}",
-            hint="compute it at a loop that contains all its readers",
+            hint="compute it at a loop that contains all its readers; readers are placed first",
         )
+
+
+def _place_readers_first(func: PrimFunc, block: Block, outputs: Sequence[Buffer]) -> str:
+    readers = [
+        r.name
+        for r in blocks_in(func.body)
+        if r is not block and any(b in read_buffers(r) for b in outputs)
+    ]
+    if not readers:
+        return "nothing reads it"
+    return (
+        f"{', '.join(map(repr, readers))} reads it: name a loop around that; where that moves too, "
+        "place it first (calls apply at once, so consumers come before their producers)"
+    )
 
 
 def reader_outside(func: PrimFunc, places: Sequence[Stmt], buffers: Sequence[Buffer]) -> str | None:
