@@ -10,7 +10,7 @@ what they compute, so that models and layers share them.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,23 +21,33 @@ import numpy as np
 
 from .config import Config
 from .diagnostics import ArtifactError, MemoryBudgetError, ModelError, TinycompError
+from .dims import DimRange, split_dims
 from .precision import Precision, PrecisionPolicy
 from .runtime.arrays import aligned_empty
-from .runtime.artifact import Artifact, Manifest
+from .runtime.artifact import Artifact, Manifest, ValueSpec
 from .runtime.cache import Cache, content_key, source_digest, touch
 from .runtime.cuda_driver import choose_target
+from .runtime.dynamic import DynamicModule
 from .runtime.module import Module, make_module
 from .runtime.native import POOL_OBJECT
+from .source import Source
+from .specialize import (
+    Interface,
+    LazyModel,
+    ModelSpecializer,
+    interface_from_json,
+    interface_of,
+    interface_to_json,
+    open_dims,
+)
 from .target import Target, default_num_threads
 
 if TYPE_CHECKING:
-    import onnx
-
+    from .frontend.onnx import OnnxModel
     from .relay.nodes import IRModule
     from .relay.pass_infra import PassContext
     from .relay.plan import ExecutionPlan
-
-    Model = str | os.PathLike[str] | bytes | onnx.ModelProto | IRModule
+    from .source import Model
 
 Reporter = Callable[[str, int, int], None]
 """Called as `(stage, done, total)` while compiling."""
@@ -47,7 +57,7 @@ def compile(
     model: Model,
     target: str | Target = "llvm",
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    dims: Mapping[str, int] | None = None,
+    dims: Mapping[str, Any] | None = None,
     num_threads: int | None = None,
     opt_level: int = 3,
     precision: str = "fp32",
@@ -62,7 +72,9 @@ def compile(
         target: "llvm" for this machine's CPU, or for instance "llvm -mcpu=x86-64-v3"; "cuda" for
             this machine's GPU, or sm_90a where there is none; "cuda -arch=sm_80".
         input_shapes: shapes by input name, where the model leaves them open.
-        dims: sizes of symbolic dimensions by name.
+        dims: what is known of open dimensions by name: a size 8, a range (1, 64), buckets
+            [1, 8, 32] to compile ahead of time, or None for any size. With dimensions that remain
+            open the result is a `runtime.dynamic.DynamicModule`.
         num_threads: threads of one call; default: the cores this process may use.
         opt_level: 0 (as imported, each operator a kernel) to 3 (everything).
         precision: of matrix products and convolutions: "fp32", "tf32" (float32 operands rounded
@@ -135,7 +147,7 @@ def compile_with(
     *,
     target: str | Target = "llvm",
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    dims: Mapping[str, int] | None = None,
+    dims: Mapping[str, Any] | None = None,
     num_threads: int | None = None,
     opt_level: int = 3,
     precision: str = "fp32",
@@ -146,10 +158,11 @@ def compile_with(
     """`compile` with explicit settings instead of those of the environment."""
     if num_threads is None:
         num_threads = config.num_threads or default_num_threads()
+    sizes, ranges = split_dims(dims)
     options = Options(
         choose_target(target),
         {name: tuple(shape) for name, shape in (input_shapes or {}).items()},
-        dict(dims or {}),
+        sizes,
         num_threads,
         opt_level,
         PrecisionPolicy.of(precision, precision_overrides),
@@ -158,16 +171,135 @@ def compile_with(
     )
     _check(options)
     source = Source.of(model)
-    cache = Cache.from_config(config)
-    key = content_key(source.key, options.text(), source_digest())
-    artifact = _cached(cache, key)
-    if artifact is None:
-        artifact = build(model, options, cache, progress or _silent)
-        _store(cache, key, artifact)
-    manifest = dataclasses.replace(
-        artifact.manifest, source=source.path, source_sha256=source.sha256
+    job = _Job(Cache.from_config(config), options, source, progress or _silent)
+    lazy = LazyModel(functools.partial(_read_model, model, source))
+    inputs, outputs = _interface(job, lazy, ranges)
+    names = open_dims(inputs)
+    if not names:
+        return make_module(job.artifact(lazy, {}), num_threads=num_threads)
+    given = {name: ranges.get(name, DimRange()) for name in names}
+    manifest = _dynamic_manifest(job, inputs, outputs, given)
+    module = DynamicModule(manifest, _specializer(job, lazy), num_threads=num_threads)
+    module.compile_buckets()
+    return module
+
+
+def open_dynamic(artifact: Artifact, *, num_threads: int | None = None) -> Module:
+    """The module of an artifact with open dimensions."""
+
+    def read() -> OnnxModel:
+        from .frontend.onnx import OnnxModel
+
+        return OnnxModel.from_sections(artifact.objects["model"], artifact.constants)
+
+    manifest, config = artifact.manifest, Config.from_environment()
+    made = manifest.options
+    options = Options(
+        manifest.target,
+        {name: tuple(shape) for name, shape in made["input_shapes"].items()},
+        made["dims"],
+        manifest.max_threads,
+        made["opt_level"],
+        PrecisionPolicy.of(made["precision"], made.get("precision_overrides")),
+        memory_budget=config.memory_budget,
     )
-    return make_module(dataclasses.replace(artifact, manifest=manifest), num_threads=num_threads)
+    source = Source(manifest.model_key, manifest.source, manifest.source_sha256)
+    job = _Job(Cache.from_config(config), options, source, _silent)
+    lazy = LazyModel(read)
+    return DynamicModule(
+        manifest, _specializer(job, lazy), artifact.variants, num_threads=num_threads
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What stays the same for all sizes of a model."""
+
+    cache: Cache
+    options: Options
+    source: Source
+    report: Reporter
+
+    def artifact(self, lazy: LazyModel, sizes: Mapping[str, int]) -> Artifact:
+        """Compiled for these sizes of the open dimensions, or taken from the cache."""
+        options = dataclasses.replace(self.options, dims={**self.options.dims, **sizes})
+        key = content_key(self.source.key, options.text(), source_digest())
+        artifact = _cached(self.cache, key)
+        if artifact is None:
+            if sizes:
+                self.report(", ".join(f"{n}={s}" for n, s in sizes.items()), 0, 1)
+            artifact = build(lazy.read(), options, self.cache, self.report)
+            _store(self.cache, key, artifact)
+        manifest = dataclasses.replace(
+            artifact.manifest, source=self.source.path, source_sha256=self.source.sha256
+        )
+        return dataclasses.replace(artifact, manifest=manifest)
+
+
+def _read_model(model: Model, source: Source) -> OnnxModel | IRModule:
+    from .frontend.onnx import OnnxModel
+    from .relay.nodes import IRModule
+
+    if isinstance(model, IRModule | OnnxModel):
+        return model
+    if source.path and Source.of(model).key != source.key:
+        raise ModelError(
+            f"model file {model} has changed since it was opened", hint="compile the model again"
+        )
+    return OnnxModel.read(Path(model) if isinstance(model, os.PathLike) else model)
+
+
+def _interface(job: _Job, lazy: LazyModel, ranges: Mapping[str, DimRange]) -> Interface:
+    """Inputs and outputs; kept in the cache, so that a model in it need not be read."""
+    options = job.options
+    shapes, dims = sorted(options.input_shapes.items()), sorted(options.dims.items())
+    facts = repr((shapes, dims, sorted(ranges)))
+    key = content_key("interface", job.source.key, facts, source_digest())
+    stored = job.cache.get(key)
+    if stored is not None:
+        return interface_from_json(stored)
+    found = interface_of(lazy.read(), options.input_shapes, options.dims, list(ranges))
+    job.cache.put(key, interface_to_json(found))
+    return found
+
+
+def _dynamic_manifest(
+    job: _Job,
+    inputs: Sequence[ValueSpec],
+    outputs: Sequence[ValueSpec],
+    dims: Mapping[str, DimRange],
+) -> Manifest:
+    import llvmlite
+
+    options = job.options
+    return Manifest(
+        options.target,
+        tuple(inputs),
+        tuple(outputs),
+        kernels=(),
+        arena_bytes=0,
+        unshared_bytes=0,
+        max_threads=options.num_threads,
+        options={
+            **options.recorded(),
+            "input_shapes": {n: list(s) for n, s in options.input_shapes.items()},
+            "dims": dict(options.dims),
+        },
+        source=job.source.path,
+        source_sha256=job.source.sha256,
+        generator=source_digest(),
+        llvmlite=llvmlite.__version__,
+        dims=dims,
+        model_key=job.source.key,
+    )
+
+
+def _specializer(job: _Job, lazy: LazyModel) -> ModelSpecializer:
+    def specialize(model: Any, sizes: Mapping[str, int]) -> IRModule:
+        options = dataclasses.replace(job.options, dims={**job.options.dims, **sizes})
+        return import_model(model, options)
+
+    return ModelSpecializer(lazy, lambda sizes: job.artifact(lazy, sizes), specialize)
 
 
 def build(model: Model, options: Options, cache: Cache, report: Reporter) -> Artifact:
@@ -202,9 +334,11 @@ def import_model(model: Model, options: Options) -> IRModule:
     from .relay.nodes import IRModule
 
     if isinstance(model, IRModule):
-        return model
-    from .frontend.onnx import from_onnx
+        return _fix_dims(model, options.dims)
+    from .frontend.onnx import OnnxModel, from_onnx
 
+    if isinstance(model, OnnxModel):
+        return model.specialize(options.input_shapes, options.dims, options.memory_budget)
     path_like = isinstance(model, os.PathLike)
     return from_onnx(
         Path(model) if path_like else model,  # type: ignore[arg-type]
@@ -228,6 +362,14 @@ def check_overrides(module: IRModule, policy: PrecisionPolicy) -> None:
                 if isinstance(binding.value, Call) and isinstance(binding.value.op, Op):
                     operators.add(binding.value.op.name)
     policy.check(nodes, operators)
+
+
+def _fix_dims(module: IRModule, dims: Mapping[str, int]) -> IRModule:
+    from .ops import default_ops
+    from .relay.pass_infra import PassContext
+    from .relay.passes.dynamic_to_static import DynamicToStatic
+
+    return DynamicToStatic(dims).run(module, PassContext(default_ops()))
 
 
 def optimize(
@@ -316,77 +458,6 @@ def _key(binding: Any) -> str:
     return binding.value.op.attrs["key"]
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a model comes from: a content key, and for files the path and hash."""
-
-    key: str
-    path: str = ""
-    sha256: str = ""
-
-    @staticmethod
-    def of(model: Model) -> Source:
-        """Hash a model without importing it.
-
-        Raises:
-            ModelError: the file cannot be read.
-        """
-        if isinstance(model, str | os.PathLike):
-            path = Path(model)
-            try:
-                data = path.read_bytes()
-            except OSError as error:
-                reason = error.strerror or str(error)
-                raise ModelError(f"model file {path} cannot be read: {reason}") from error
-            digest = hashlib.sha256(data).hexdigest()
-            key = digest if b"location" not in data else content_key(data, *_external(path, data))
-            return Source(key, str(path.resolve()), digest)
-        if isinstance(model, bytes | bytearray | memoryview):
-            return Source(hashlib.sha256(model).hexdigest())
-        if hasattr(model, "SerializeToString"):
-            data = model.SerializeToString(deterministic=True)  # type: ignore[union-attr]
-            return Source(hashlib.sha256(data).hexdigest())
-        from .relay.nodes import IRModule
-        from .relay.text import constant_table
-
-        if not isinstance(model, IRModule):
-            raise TinycompError(
-                f"cannot compile a {type(model).__name__}",
-                hint="give a path, bytes, an onnx.ModelProto or a relay IRModule",
-            )
-        return Source(content_key(str(model), *sorted(constant_table(model))))
-
-
-def _external(path: Path, data: bytes) -> list[bytes]:
-    """Hashes of the files beside a model that keep its tensors.
-
-    What is wrong with them is for the importer to say.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError
-    from onnx import external_data_helper
-
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(data)
-    except DecodeError:
-        return []
-    names = {
-        entry.value
-        for tensor in external_data_helper._get_all_tensors(proto)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    folder = path.resolve().parent
-    digests = []
-    for name in sorted(names):
-        file = (folder / name).resolve()
-        if file.is_relative_to(folder) and file.is_file():
-            with file.open("rb") as stream:
-                digests.append(hashlib.file_digest(stream, "sha256").digest())
-    return digests
-
-
 def _check(options: Options) -> None:
     if options.num_threads < 1:
         raise TinycompError(f"num_threads must be at least 1, not {options.num_threads}")
@@ -396,9 +467,6 @@ def _check(options: Options) -> None:
     for name, shape in options.input_shapes.items():
         if any(not isinstance(d, int | np.integer) or d < 0 for d in shape):
             raise TinycompError(f"input_shapes: {list(shape)} of {name!r} is not a list of sizes")
-    for name, size in options.dims.items():
-        if not isinstance(size, int | np.integer) or size < 0:
-            raise TinycompError(f"dims: {size!r} of {name!r} is not a size")
 
 
 def _check_precision(policy: PrecisionPolicy, target: Target) -> None:

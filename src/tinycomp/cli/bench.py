@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         artifact, inputs = Path(folder, "model.tc"), Path(folder, "inputs.npz")
         module.save(artifact)
-        np.savez(inputs, **make_inputs(args, module.inputs))  # type: ignore[arg-type]
+        np.savez(inputs, **make_inputs(args, module))  # type: ignore[arg-type]
         workers = [
             Worker(engine, str(artifact) if engine == "tinycomp" else onnx_path, str(inputs),
                    module.num_threads)

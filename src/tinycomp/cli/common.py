@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..diagnostics import ModelError, TinycompError
+from ..dims import DimRange
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..runtime.artifact import ValueSpec
     from ..runtime.module import Module
 
 Reporter = Callable[[str, int, int], None]
@@ -48,18 +48,24 @@ def parse_input_shapes(texts: Iterable[str]) -> dict[str, list[int]]:
     return shapes
 
 
-def parse_dims(texts: Iterable[str]) -> dict[str, int]:
-    """Values of named dimensions.
+def parse_dims(texts: Iterable[str]) -> dict[str, DimRange]:
+    """What is said about named dimensions: a size, a range, buckets, or `*` for any size.
 
-    >>> parse_dims(["batch=1", "seq=128"])
-    {'batch': 1, 'seq': 128}
+    >>> {name: str(r) for name, r in parse_dims(["batch=1,8", "seq=1..128", "n=3"]).items()}
+    {'batch': '1,8', 'seq': '1..128', 'n': '3'}
     """
-    dims: dict[str, int] = {}
+    dims: dict[str, DimRange] = {}
     for text in texts:
-        name, sign, value = text.rpartition("=")
-        if not sign or not name or not value.isdigit():
-            raise TinycompError(f"cannot read --dim {text!r}", hint="write --dim batch=1")
-        dims[name] = int(value)
+        name, _, value = text.rpartition("=")
+        try:
+            if not name:
+                raise ValueError(text)
+            dims[name] = DimRange.parse(value)
+        except (ValueError, TinycompError):
+            raise TinycompError(
+                f"cannot read --dim {text!r}",
+                hint="write --dim batch=1, --dim batch=1..64, --dim batch=1,8,32 or --dim batch=*",
+            ) from None
     return dims
 
 
@@ -93,8 +99,8 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
         "--dim",
         action="append",
         default=[],
-        metavar="NAME=VALUE",
-        help="value of a named dimension",
+        metavar="NAME=SIZES",
+        help="an open dimension: 8, a range 1..64, buckets 1,8,32 to compile now, or * for any",
     )
     group.add_argument("--opt-level", type=int, choices=range(4), default=3)
     group.add_argument(
@@ -175,15 +181,23 @@ def require_file(path: str) -> None:
         raise ModelError(f"{path} {kind}", hint="give the path of an .onnx or .tc file")
 
 
-def make_inputs(args: argparse.Namespace, specs: Sequence[ValueSpec]) -> dict[str, np.ndarray]:
-    """The inputs that the options ask for; arrays of an .npz file win over generated ones."""
+def make_inputs(args: argparse.Namespace, module: Module) -> dict[str, np.ndarray]:
+    """The inputs that the options ask for; arrays of an .npz file win over generated ones.
+
+    Generated inputs have the smallest sizes that open dimensions allow.
+    """
     import numpy as np
 
     from ..runtime.arrays import random_inputs
+    from ..runtime.dynamic import sample_specs
 
     given = load_npz(args.inputs) if args.inputs else {}
     if args.inputs and not args.fill:
         return given
+    specs = sample_specs(module.inputs, module.dims)
+    if module.dims and not given:
+        shown = ", ".join(map(str, specs))
+        note(f"dimensions are open ({', '.join(module.dims)}): generated inputs are {shown}")
     inputs = random_inputs(specs, args.seed)
     if args.fill in ("zeros", "ones"):
         fill = np.zeros_like if args.fill == "zeros" else np.ones_like

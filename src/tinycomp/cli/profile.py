@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     module = load_or_compile(args, args.model)
-    profile = module.profile(make_inputs(args, module.inputs), repeat=max(1, args.repeat))
+    profile = module.profile(make_inputs(args, module), repeat=max(1, args.repeat))
     if args.trace:
         try:
             profile.save_trace(args.trace)

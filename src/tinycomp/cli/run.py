@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     module = load_or_compile(args, args.model)
-    inputs = make_inputs(args, module.inputs)
+    inputs = make_inputs(args, module)
     start = time.perf_counter()
     outputs = module.run(inputs)
     seconds = time.perf_counter() - start

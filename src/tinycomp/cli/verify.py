@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     require_file(args.model)
     module = compile_model(args, args.model)
-    inputs = make_inputs(args, module.inputs)
+    inputs = make_inputs(args, module)
     results = compare(module.run(inputs), run_reference(args.against, args.model, inputs))
     bad = [r for r in results if r.problem or not r.difference <= args.tolerance]
     layer = first_difference(args, inputs) if args.layerwise else None

@@ -16,7 +16,7 @@ import hashlib
 import json
 import mmap
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import numpy as np
 
 from .. import __version__
 from ..diagnostics import ArtifactError
+from ..dims import DimRange
 from ..dtype import DType
 from ..target import Target
 from .cache import atomic_path
@@ -78,6 +79,8 @@ class Manifest:
         options: of the compilation, for people.
         source, source_sha256: the model file it was compiled from.
         generator: hash of the code that generated it (`cache.source_digest`).
+        dims: open dimensions by name. The artifact then holds the model, and variants of it.
+        model_key: hash of the model's content, by which compiled variants are cached.
     """
 
     target: Target
@@ -94,6 +97,8 @@ class Manifest:
     generator: str = ""
     tinycomp: str = __version__
     llvmlite: str = ""
+    dims: Mapping[str, DimRange] = field(default_factory=dict)
+    model_key: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,12 +107,16 @@ class Artifact:
 
     `constants` is a uint8 array at a 64-byte aligned address; loaded from a file it is a mapping
     of it. `objects` maps a name to relocatable object code.
+
+    That of a model with open dimensions has `variants` for fixed sizes (those of `manifest.dims`,
+    in order); its own object is the model ("model"), its constants are the model's weights.
     """
 
     manifest: Manifest
     objects: Mapping[str, bytes]
     constants: np.ndarray
     texts: Mapping[str, str] = field(default_factory=dict)
+    variants: Mapping[tuple[int, ...], Artifact] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Write the file; whoever reads `path` meanwhile sees the old one or the new one.
@@ -116,25 +125,25 @@ class Artifact:
             ArtifactError: the file cannot be written.
         """
         path = Path(path)
-        sections: dict[str, Any] = {f"object:{k}": v for k, v in self.objects.items()}
-        for level, text in self.texts.items():
-            sections[f"text:{level}"] = zlib.compress(text.encode(), 1)
-        sections["constants"] = self.constants.data.cast("B")
-        table, position = {}, 0
-        for name, data in sections.items():
-            digest = hashlib.sha256(data).hexdigest()
-            table[name] = {"offset": position, "size": len(data), "sha256": digest}
-            position += -(-len(data) // ALIGNMENT) * ALIGNMENT
+        sections = _own_sections(self)
+        for index, variant in enumerate(self.variants.values()):
+            sections |= {f"{index}/{k}": data for k, data in _own_sections(variant).items()}
+        table, written = _layout(sections)
+        heads = [
+            {"sizes": sizes, "manifest": _manifest_json(variant.manifest)}
+            for sizes, variant in self.variants.items()
+        ]
         header = json.dumps(
-            {"schema": SCHEMA, "manifest": _manifest_json(self.manifest), "sections": table}
-        ).encode()
+            {"schema": SCHEMA, "manifest": _manifest_json(self.manifest), "sections": table,
+             "variants": heads}
+        ).encode()  # fmt: skip
         start = _sections_start(len(header))
         try:
             with atomic_path(path) as temporary, temporary.open("wb") as file:
                 file.write(MAGIC + len(header).to_bytes(4, "little"))
                 file.write(hashlib.sha256(header).digest() + header)
-                for entry, data in zip(table.values(), sections.values(), strict=True):
-                    file.write(b"\0" * (start + entry["offset"] - file.tell()))
+                for offset, data in written:
+                    file.write(b"\0" * (start + offset - file.tell()))
                     file.write(data)
         except OSError as error:
             raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
@@ -150,23 +159,64 @@ class Artifact:
         data = _map_file(path)
         header, start = _read_header(path, data)
         try:
-            sections = dict(_read_sections(path, data, header, start))
-            constants = sections.pop("constants")
-            manifest = _manifest_from_json(header["manifest"])
+            sections = _read_sections(path, data, header, start)
+            heads = header.get("variants", [])
+            own = _make_artifact(header["manifest"], sections, "")
+            variants = {
+                tuple(head["sizes"]): _make_artifact(head["manifest"], sections, f"{i}/")
+                for i, head in enumerate(heads)
+            }
         except (KeyError, TypeError, ValueError) as error:  # the hashes fit: another writer
             raise ArtifactError(
                 f"{path} is incomplete, or was written by another program ({error!r})",
                 hint="compile the model again",
             ) from error
-        _check_host(path, manifest)
-        objects, texts = {}, {}
-        for name, section in sections.items():
-            kind, _, key = name.partition(":")
-            if kind == "object":
-                objects[key] = bytes(section)
-            elif kind == "text":
-                texts[key] = zlib.decompress(section).decode()
-        return Artifact(manifest, objects, np.frombuffer(constants, np.uint8), texts)
+        _check_host(path, own.manifest)
+        return dataclasses.replace(own, variants=variants)
+
+
+def _own_sections(artifact: Artifact) -> dict[str, Any]:
+    """What an artifact holds besides its variants, as bytes by section name."""
+    sections: dict[str, Any] = {f"object:{k}": v for k, v in artifact.objects.items()}
+    for level, text in artifact.texts.items():
+        sections[f"text:{level}"] = zlib.compress(text.encode(), 1)
+    sections["constants"] = artifact.constants.data.cast("B")
+    return sections
+
+
+def _layout(
+    sections: Mapping[str, Any],
+) -> tuple[dict[str, dict[str, Any]], list[tuple[int, Any]]]:
+    """Where each section goes, and what to write; equal ones (of variants) are written once."""
+    table: dict[str, dict[str, Any]] = {}
+    written: list[tuple[int, Any]] = []
+    known: dict[tuple[str, int], int] = {}
+    position = 0
+    for name, data in sections.items():
+        digest = hashlib.sha256(data).hexdigest()
+        offset = known.setdefault((digest, len(data)), position)
+        if offset == position:
+            written.append((offset, data))
+            position += -(-len(data) // ALIGNMENT) * ALIGNMENT
+        table[name] = {"offset": offset, "size": len(data), "sha256": digest}
+    return table, written
+
+
+def _make_artifact(
+    manifest: Mapping[str, Any], sections: Mapping[str, memoryview], prefix: str
+) -> Artifact:
+    """One artifact from the sections whose names begin with `prefix` and have no other."""
+    objects, texts = {}, {}
+    for name, section in sections.items():
+        kind, _, key = name.removeprefix(prefix).partition(":")
+        if not name.startswith(prefix):
+            continue
+        if kind == "object":
+            objects[key] = bytes(section)
+        elif kind == "text":
+            texts[key] = zlib.decompress(section).decode()
+    constants = np.frombuffer(sections[f"{prefix}constants"], np.uint8)
+    return Artifact(_manifest_from_json(manifest), objects, constants, texts)
 
 
 def is_artifact(path: str | Path) -> bool:
@@ -214,7 +264,9 @@ def _read_header(path: Path, data: memoryview) -> tuple[dict[str, Any], int]:
 
 def _read_sections(
     path: Path, data: memoryview, header: Mapping[str, Any], start: int
-) -> Iterator[tuple[str, memoryview]]:
+) -> dict[str, memoryview]:
+    sections: dict[str, memoryview] = {}
+    checked: set[tuple[int, int, str]] = set()  # sections that variants share
     for name, entry in header["sections"].items():
         begin = start + entry["offset"]
         section = data[begin : begin + entry["size"]] if entry["offset"] >= 0 else data[:0]
@@ -223,9 +275,12 @@ def _read_sections(
                 f"{path} is truncated: it ends inside section {name!r}",
                 hint="copy the file again, or compile the model again",
             )
-        if hashlib.sha256(section).hexdigest() != entry["sha256"]:
+        place = (begin, entry["size"], entry["sha256"])
+        if place not in checked and hashlib.sha256(section).hexdigest() != entry["sha256"]:
             raise _damaged(path, f"section {name!r}")
-        yield name, section
+        checked.add(place)
+        sections[name] = section
+    return sections
 
 
 def _damaged(path: Path, part: str) -> ArtifactError:
@@ -289,5 +344,9 @@ def _manifest_from_json(data: Mapping[str, Any]) -> Manifest:
             "inputs": specs(data["inputs"]),
             "outputs": specs(data["outputs"]),
             "kernels": kernels,
+            "dims": {
+                name: DimRange(r["min"], r["max"], tuple(r["buckets"]))
+                for name, r in data.get("dims", {}).items()
+            },
         }
     )

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..config import Config
 from ..diagnostics import ArtifactError, ExecutionError, Span, TinycompError
+from ..dims import DimRange
 from ..target import default_num_threads
 from .arrays import address, allocate, bind_arguments, check_input, check_names, resident
 from .artifact import Artifact, Manifest, ValueSpec, foreign_reason
@@ -74,6 +75,16 @@ class Module:
     def levels(self) -> tuple[str, ...]:
         """What `ir` shows, from the graph down."""
         return LEVELS
+
+    @property
+    def dims(self) -> Mapping[str, DimRange]:
+        """The open dimensions by name; empty if all sizes are fixed."""
+        return self.manifest.dims
+
+    @property
+    def variants(self) -> tuple[dict[str, int], ...]:
+        """The sizes of open dimensions that are compiled: one set, empty if there are none."""
+        return ({},)
 
     @property
     def inputs(self) -> tuple[ValueSpec, ...]:
@@ -195,6 +206,10 @@ def load(path: str | Path, *, num_threads: int | None = None) -> Module:
 
 def make_module(artifact: Artifact, *, num_threads: int | None = None) -> Module:
     """The module of an artifact, for the kind of machine that it is compiled for."""
+    if artifact.manifest.dims:
+        from ..compiler import open_dynamic  # above this layer: it compiles for further sizes
+
+        return open_dynamic(artifact, num_threads=num_threads)
     if artifact.manifest.target.kind == "cuda":
         from .cuda import CudaModule  # needs this module
 

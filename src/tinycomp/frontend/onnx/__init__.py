@@ -1,5 +1,6 @@
 """ONNX models to graph IR. The only package that touches protobuf."""
 
 from .importer import from_onnx
+from .model import OnnxModel
 
-__all__ = ["from_onnx"]
+__all__ = ["OnnxModel", "from_onnx"]

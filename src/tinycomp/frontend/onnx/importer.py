@@ -63,9 +63,26 @@ def from_onnx(
     >>> from_onnx(parser.parse_model(header + text)).output_names
     ('y',)
     """
-    proto = normalize(read_model(model))
+    return import_normalized(
+        normalize(read_model(model)),
+        ops=ops,
+        input_shapes=input_shapes,
+        dims=dims,
+        memory_budget=memory_budget,
+    )
+
+
+def import_normalized(
+    proto: Normalized,
+    *,
+    ops: OpSet | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    memory_budget: int | None = None,
+) -> IRModule:
+    """`from_onnx` of a model that has been read; it may be imported again for other sizes."""
     importers = onnx_importers()
-    _check_supported(proto.graph, importers)
+    check_supported(proto.graph, importers)
     builder = Builder(default_ops() if ops is None else ops)
     scope = Scope(
         builder,
@@ -101,7 +118,7 @@ def _key(node: onnx.NodeProto) -> str:
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
 
 
-def _check_supported(graph: onnx.GraphProto, importers: Mapping[str, OnnxImport]) -> None:
+def check_supported(graph: onnx.GraphProto, importers: Mapping[str, OnnxImport]) -> None:
     """Raise one error that lists every operator without an importer, in subgraphs too."""
     count: Counter[str] = Counter()
     names: dict[str, list[str]] = {}

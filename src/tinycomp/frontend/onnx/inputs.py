@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from onnx import ValueInfoProto
 
 from ...diagnostics import InputError, UnsupportedModel
+from ...dtype import DType
 from ...types import TensorType
 from .values import dtype_of
 
@@ -27,12 +29,47 @@ def input_types(
         InputError: an unknown name, a wrong rank, or contradicting sizes.
         UnsupportedModel: dimensions that remain unknown; they are listed.
     """
+    declared, _ = declared_inputs(inputs, shapes, dims)
+    unknown = [
+        f"{i.name} axis {axis}: {size}"
+        for i in declared
+        for axis, size in enumerate(i.shape)
+        if isinstance(size, str)
+    ]
+    if unknown:
+        raise _unknown_sizes(unknown)
+    return [TensorType(i.shape, i.dtype) for i in declared]  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """An input or output as the model declares it: sizes, and names of open dimensions."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: DType
+
+
+def declared_inputs(
+    inputs: Sequence[ValueInfoProto],
+    shapes: Shapes | None,
+    dims: Mapping[str, int] | None,
+    open_dims: Iterable[str] = (),
+) -> tuple[list[Declared], dict[str, int]]:
+    """The inputs with the given sizes filled in, and the sizes of dimensions known by name.
+
+    Other dimensions keep their names; one without a name is called INPUT.AXIS, as in `x.0`.
+    `open_dims` are names that the caller says more about: they must exist.
+
+    Raises:
+        InputError: an unknown name, a wrong rank, or contradicting sizes.
+        UnsupportedModel: an input without a rank, or one that is no tensor.
+    """
     shapes, known = dict(shapes or {}), dict(dims or {})
-    declared = {i.name: _declared_dims(i) for i in inputs}
+    declared = {i.name: _declared_dims(i, i.name) for i in inputs}
     _check_names("input", shapes, declared)
-    _check_names(
-        "dimension", known, {d for ds in declared.values() for d in ds or () if isinstance(d, str)}
-    )
+    names = {d for ds in declared.values() for d in ds or () if isinstance(d, str)}
+    _check_names("dimension", [*known, *open_dims], names)
     for name, shape in shapes.items():
         _settle(name, shape, declared[name], known)
     result, unknown = [], []
@@ -42,29 +79,54 @@ def input_types(
         if dims_of is None:
             unknown.append(f"{info.name}: rank unknown")
             continue
-        shape = [known.get(d, d) if isinstance(d, str) else d for d in dims_of]
-        unknown += [f"{info.name} axis {a}: {d}" for a, d in enumerate(shape) if isinstance(d, str)]
-        result.append(TensorType(tuple(shape), dtype))  # type: ignore[arg-type]
+        shape = tuple(known.get(d, d) if isinstance(d, str) else d for d in dims_of)
+        result.append(Declared(info.name, shape, dtype))
     if unknown:
-        raise UnsupportedModel(
-            f"the model has inputs of unknown size ({'; '.join(unknown)})",
-            hint="give sizes with --dim NAME=VALUE (dims=) "
-            "or --input-shapes INPUT:[...] (input_shapes=)",
+        raise _unknown_sizes(unknown)
+    return result, known
+
+
+def declared_outputs(
+    outputs: Sequence[ValueInfoProto], known: Mapping[str, int], names: Iterable[str]
+) -> list[Declared]:
+    """The outputs as the model declares them; sizes that follow from nothing declared are `?`.
+
+    An output without a rank has the shape `("...",)`.
+    """
+    names = set(names)
+    result = []
+    for info in outputs:
+        dims = _declared_dims(info, info.name)
+        dtype = dtype_of(info.type.tensor_type.elem_type, f"output {info.name!r}")
+        shape = tuple(
+            known.get(d, d if d in names else "?") if isinstance(d, str) else d
+            for d in (("...",) if dims is None else dims)
         )
+        result.append(Declared(info.name, ("...",) if dims is None else shape, dtype))
     return result
 
 
-def _declared_dims(info: ValueInfoProto) -> list[int | str] | None:
-    """Sizes and names of the dimensions; an anonymous one is named `?`; None without a rank."""
+def _unknown_sizes(unknown: Sequence[str]) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"the model has inputs of unknown size ({'; '.join(unknown)})",
+        hint="give sizes with --dim NAME=VALUE (dims=) "
+        "or --input-shapes INPUT:[...] (input_shapes=)",
+    )
+
+
+def _declared_dims(info: ValueInfoProto, name: str) -> list[int | str] | None:
+    """Sizes and names of the dimensions; None without a rank."""
     if info.type.WhichOneof("value") != "tensor_type":
         kind = (info.type.WhichOneof("value") or "untyped").removesuffix("_type")
-        raise UnsupportedModel(f"input {info.name!r} is not a tensor but: {kind}")
+        raise UnsupportedModel(f"{name!r} is not a tensor but: {kind}")
     tensor = info.type.tensor_type
     if not tensor.HasField("shape"):
         return None
     return [
-        d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else d.dim_param or "?"
-        for d in tensor.shape.dim
+        d.dim_value
+        if d.HasField("dim_value") and d.dim_value >= 0
+        else d.dim_param or f"{name}.{axis}"
+        for axis, d in enumerate(tensor.shape.dim)
     ]
 
 
@@ -93,8 +155,6 @@ def _settle(
             f"input {name!r} has rank {len(declared)} {declared}, the given shape is {list(shape)}"
         )
     for axis, (size, dim) in enumerate(zip(shape, declared, strict=True)):
-        if dim == "?":
-            continue
         fixed = known.setdefault(dim, size) if isinstance(dim, str) else dim
         if fixed != size:
             what = f"{dim} = {fixed}" if isinstance(dim, str) else f"fixed to {dim}"

@@ -1,0 +1,273 @@
+"""A model with open dimensions: compiled for the sizes that it meets.
+
+>>> import tinycomp                                                          # doctest: +SKIP
+>>> module = tinycomp.compile("model.onnx", dims={"batch": [1, 8, 32]})      # doctest: +SKIP
+>>> module.run({"x": x5})["y"].shape     # x5 has 5 rows, and runs as 8      # doctest: +SKIP
+(5, 1000)
+
+Code is always for fixed sizes (specialisation per set of sizes, as TensorRT's profiles with equal
+minimum and maximum). `buckets` are compiled ahead of time. Sizes between them run in the next
+larger bucket, padded, where the model is proven to compute the same; otherwise, and without
+buckets, a size is compiled when it first comes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+
+from ..diagnostics import InputError, TinycompError
+from ..dims import DimRange
+from .arrays import as_array, check_names
+from .artifact import Artifact, Manifest, ValueSpec
+from .cuda import LEVELS as CUDA_LEVELS
+from .module import LEVELS, Module, make_module
+from .profiler import Profile
+
+MAX_BUCKETS = 64
+MAX_VARIANTS = 16
+"""Variants kept in memory besides the buckets; the least recently used goes first."""
+
+Sizes = tuple[int, ...]
+
+
+class Specializer(Protocol):
+    """Where variants come from."""
+
+    def artifact(self, sizes: Mapping[str, int]) -> Artifact:
+        """The model compiled for these sizes."""
+        ...
+
+    def archive(self) -> tuple[bytes, np.ndarray]:
+        """The model itself, for `save`: bytes and a block of weights."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """How inputs of certain shapes are run."""
+
+    sizes: Sizes
+    module: Module
+
+
+class DynamicModule(Module):
+    """A model whose inputs may have any size in declared ranges.
+
+    Args:
+        manifest: inputs and outputs with names for open dimensions; `dims` says what is allowed.
+        specializer: compiles for sizes.
+        variants: what is compiled already, by the sizes of `manifest.dims` in order.
+        num_threads: threads that one call may use.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        specializer: Specializer,
+        variants: Mapping[Sizes, Artifact] | None = None,
+        *,
+        num_threads: int | None = None,
+    ) -> None:
+        self._dynamic_manifest = manifest
+        self._specializer = specializer
+        self.num_threads = num_threads or manifest.max_threads
+        self.max_variants = MAX_VARIANTS
+        self._names = tuple(manifest.dims)
+        self._artifacts = dict(variants or {})
+        self._variants: OrderedDict[Sizes, Module] = OrderedDict()
+        self._routes: dict[tuple[Any, ...], _Route] = {}
+        self._lock = threading.Lock()  # of the tables
+        self._compiling = threading.Lock()  # so that two callers do not compile the same sizes
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._dynamic_manifest
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        return CUDA_LEVELS if self.manifest.target.kind == "cuda" else LEVELS
+
+    @property
+    def variants(self) -> tuple[dict[str, int], ...]:
+        """The sets of sizes that are compiled, the least recently used first."""
+        with self._lock:
+            found = dict.fromkeys([*self._artifacts, *self._variants])
+        return tuple(dict(zip(self._names, sizes, strict=True)) for sizes in found)
+
+    @property
+    def artifact(self) -> Artifact:
+        """The model, and all variants compiled so far."""
+        model, weights = self._specializer.archive()
+        with self._lock:
+            variants = {**self._artifacts, **{s: m.artifact for s, m in self._variants.items()}}
+        return Artifact(self.manifest, {"model": model}, weights, variants=variants)
+
+    def compile_buckets(self) -> None:
+        """Compile every combination of buckets, if all open dimensions have them.
+
+        Raises:
+            TinycompError: there are too many.
+        """
+        buckets = [r.buckets for r in self.dims.values()]
+        if math.prod(map(len, buckets)) > MAX_BUCKETS:
+            raise TinycompError(
+                f"the buckets of {', '.join(self._names)} make "
+                f"{math.prod(map(len, buckets))} combinations, more than {MAX_BUCKETS}",
+                hint="give fewer buckets, or a range for one of the dimensions",
+            )
+        for sizes in itertools.product(*buckets):
+            self._variant(sizes)
+
+    def save(self, path: str | Path) -> None:
+        """Write one file that holds the model and all variants compiled so far."""
+        self.artifact.save(path)
+
+    def specialize(self, dims: Mapping[str, int] | None = None, /, **sizes: int) -> Module:
+        """The module for fixed sizes, compiled now if it is not yet.
+
+        Raises:
+            InputError: a size is missing, unknown or out of range.
+        """
+        return self._variant(self._check_sizes({**(dims or {}), **sizes}))
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs by name for inputs by name, of any sizes in range.
+
+        Sizes that are new are compiled first, which takes seconds.
+
+        Raises:
+            InputError: an input is missing, unknown, of another dtype or rank; or its sizes
+                contradict each other or are out of range.
+        """
+        route = self._route(inputs)
+        return route.module.run(inputs)
+
+    def profile(self, inputs: Mapping[str, Any], *, repeat: int = 10) -> Profile:
+        return self._route(inputs).module.profile(inputs, repeat=repeat)
+
+    def ir(self, level: str) -> str:
+        """The only variant at one level; with several, ask `module.specialize(...)`."""
+        variants = self.variants
+        if len(variants) == 1:
+            return self.specialize(variants[0]).ir(level)
+        self._refuse_ir(variants)
+
+    def _refuse_ir(self, variants: Sequence[Mapping[str, int]]) -> NoReturn:
+        names = ", ".join(self._names)
+        state = f"{len(variants)} variants are" if variants else "nothing is"
+        raise TinycompError(
+            f"the dimensions {names} are open, and {state} compiled",
+            hint=f"choose sizes: --dim {self._names[0]}=8, or "
+            f"module.specialize({self._names[0]}=8)",
+        )
+
+    def _route(self, inputs: Mapping[str, Any]) -> _Route:
+        try:
+            key = tuple(inputs[spec.name].shape for spec in self.inputs)
+        except (KeyError, AttributeError):
+            check_names(inputs, self.inputs)
+            key = tuple(as_array(inputs[s.name], s.name).shape for s in self.inputs)
+        if len(inputs) != len(key):
+            check_names(inputs, self.inputs)
+        with self._lock:
+            route = self._routes.get(key)
+            if route is not None and route.sizes in self._variants:
+                self._variants.move_to_end(route.sizes)
+                return route
+        sizes = self._check_sizes(bind_dims(self.inputs, key))
+        route = _Route(sizes, self._variant(sizes))
+        with self._lock:
+            self._routes[key] = route
+        return route
+
+    def _check_sizes(self, sizes: Mapping[str, int]) -> Sizes:
+        wrong = sizes.keys() ^ set(self._names)
+        if wrong:
+            raise InputError(
+                f"sizes are needed of exactly the dimensions {', '.join(self._names)}, "
+                f"not of {', '.join(sizes) or 'none'}"
+            )
+        for name, size in sizes.items():
+            self.dims[name].check(name, size)
+        return tuple(sizes[name] for name in self._names)
+
+    def _variant(self, sizes: Sizes) -> Module:
+        with self._lock:
+            found = self._variants.get(sizes)
+            if found is not None:
+                self._variants.move_to_end(sizes)
+                return found
+        with self._compiling:
+            with self._lock:
+                found = self._variants.get(sizes)
+                known = self._artifacts.get(sizes)
+            if found is not None:
+                return found
+            named = dict(zip(self._names, sizes, strict=True))
+            artifact = known or self._specializer.artifact(named)
+            module = make_module(artifact, num_threads=self.num_threads)
+            with self._lock:
+                self._variants[sizes] = module
+                self._evict()
+            return module
+
+    def _evict(self) -> None:
+        """Forget the least recently used variants that are no buckets; the lock is held."""
+        movable = [s for s in self._variants if not self._is_bucket(s)]
+        for sizes in movable[: max(0, len(movable) - self.max_variants)]:
+            del self._variants[sizes]
+            self._artifacts.pop(sizes, None)
+            self._routes = {k: r for k, r in self._routes.items() if r.sizes != sizes}
+
+    def _is_bucket(self, sizes: Sizes) -> bool:
+        ranges = self.dims.values()
+        return all(size in r.buckets for size, r in zip(sizes, ranges, strict=True))
+
+
+def bind_dims(specs: Sequence[ValueSpec], shapes: Sequence[Sequence[int]]) -> dict[str, int]:
+    """The sizes of open dimensions that input shapes imply.
+
+    Raises:
+        InputError: a rank or fixed size differs, or one dimension has two sizes.
+    """
+    sizes: dict[str, int] = {}
+    origin: dict[str, str] = {}
+    for spec, shape in zip(specs, shapes, strict=True):
+        if len(shape) != len(spec.shape):
+            raise InputError(
+                f"input {spec.name!r} has shape {list(shape)}, expected {list(spec.shape)}: "
+                f"it has {len(shape)} dimensions, not {len(spec.shape)}"
+            )
+        for axis, (size, dim) in enumerate(zip(shape, spec.shape, strict=True)):
+            here = f"dimension {axis} of input {spec.name!r}"
+            expected = sizes.setdefault(dim, size) if isinstance(dim, str) else dim
+            if size != expected:
+                there = f" ({dim} in {origin[dim]})" if isinstance(dim, str) else ""
+                raise InputError(f"{here} is {size}, not {expected}{there}")
+            if isinstance(dim, str):
+                origin.setdefault(dim, here)
+    return sizes
+
+
+def sample_specs(specs: Sequence[ValueSpec], dims: Mapping[str, DimRange]) -> list[ValueSpec]:
+    """Specs with a size for each open dimension: the smallest bucket, or the smallest size > 0.
+
+    >>> from tinycomp.dtype import DType
+    >>> spec = ValueSpec("x", ("batch", 3), DType.FLOAT32)
+    >>> str(sample_specs([spec], {"batch": DimRange.of([4, 8])})[0])
+    'x: float32[4, 3]'
+    """
+    size = {n: r.buckets[0] if r.buckets else max(1, r.min) for n, r in dims.items()}
+    return [
+        replace(s, shape=tuple(size[d] if isinstance(d, str) else d for d in s.shape))
+        for s in specs
+    ]

@@ -1,0 +1,144 @@
+"""Compiling a model with open dimensions for one set of sizes after the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .diagnostics import TinycompError
+from .dtype import DType
+from .ir.expr import Var as DimVar
+from .relay.constant_pool import align
+from .runtime.arrays import aligned_empty
+from .runtime.artifact import Artifact, ValueSpec
+
+if TYPE_CHECKING:
+    from .frontend.onnx.model import OnnxModel
+    from .relay.nodes import IRModule
+
+Sizes = Mapping[str, int]
+Interface = tuple[tuple[ValueSpec, ...], tuple[ValueSpec, ...]]
+
+
+@dataclass
+class LazyModel:
+    """A model that is read when it is first needed, by `parse`."""
+
+    parse: Callable[[], OnnxModel | IRModule]
+    _read: OnnxModel | IRModule | None = field(default=None, repr=False)
+
+    def read(self) -> OnnxModel | IRModule:
+        """The model, parsed once."""
+        if self._read is None:
+            self._read = self.parse()
+        return self._read
+
+
+def interface_of(
+    model: OnnxModel | IRModule,
+    input_shapes: Mapping[str, Sequence[int]],
+    dims: Sizes,
+    open_dims: Sequence[str],
+) -> Interface:
+    """Inputs and outputs of a model with the given sizes; open dimensions are names.
+
+    Raises:
+        InputError: sizes or names do not fit the model.
+    """
+    from .relay.nodes import IRModule
+
+    if isinstance(model, IRModule):
+        return _relay_interface(model, dims)
+    inputs, outputs = model.interface(input_shapes, dims, open_dims)
+    spec = lambda d: ValueSpec(d.name, d.shape, d.dtype)  # noqa: E731
+    return tuple(map(spec, inputs)), tuple(map(spec, outputs))
+
+
+def _relay_interface(module: IRModule, dims: Sizes) -> Interface:
+    from .types import TensorType, TupleType
+
+    def specs(names: Sequence[str], types: Sequence[Any], kind: str) -> tuple[ValueSpec, ...]:
+        names = tuple(names) or tuple(f"{kind}{i}" for i in range(len(types)))
+        return tuple(
+            ValueSpec(n, tuple(map(size, t.shape)), DType(t.dtype))
+            for n, t in zip(names, types, strict=True)
+        )
+
+    def size(dim: Any) -> int | str:
+        if isinstance(dim, int):
+            return dim
+        return dims.get(dim.name, dim.name) if isinstance(dim, DimVar) else str(dim)
+
+    params = [p.type for p in module.main.params]
+    result = module.main.ret_type
+    results = [result] if isinstance(result, TensorType) else list(result.fields)
+    assert isinstance(result, TensorType | TupleType)
+    return specs(module.input_names, params, "input"), specs(module.output_names, results, "output")
+
+
+def interface_to_json(interface: Interface) -> bytes:
+    specs = [[[s.name, list(s.shape), str(s.dtype)] for s in part] for part in interface]
+    return json.dumps(specs).encode()
+
+
+def interface_from_json(data: bytes) -> Interface:
+    inputs, outputs = (
+        tuple(ValueSpec(name, tuple(shape), DType(dtype)) for name, shape, dtype in part)
+        for part in json.loads(data)
+    )
+    return inputs, outputs
+
+
+def open_dims(inputs: Sequence[ValueSpec]) -> list[str]:
+    """The names of the open dimensions, in order of appearance.
+
+    >>> open_dims([ValueSpec("x", ("batch", 3), DType.FLOAT32)])
+    ['batch']
+    """
+    return list(dict.fromkeys(d for spec in inputs for d in spec.shape if isinstance(d, str)))
+
+
+@dataclass(frozen=True)
+class ModelSpecializer:
+    """What a `DynamicModule` asks for: see `runtime.dynamic.Specializer`.
+
+    Args:
+        model: to archive, and to prove that it may be padded.
+        compile: an artifact for fixed sizes, through the cache.
+        specialize: imported graph IR for fixed sizes.
+    """
+
+    model: LazyModel
+    compile: Callable[[Sizes], Artifact]
+    specialize: Callable[[OnnxModel | IRModule, Sizes], IRModule]
+
+    def artifact(self, sizes: Sizes) -> Artifact:
+        return self.compile(sizes)
+
+    def archive(self) -> tuple[bytes, np.ndarray]:
+        """The model as bytes and a block of weights, for an artifact.
+
+        Raises:
+            TinycompError: the model was given as relay.
+        """
+        from .frontend.onnx import OnnxModel
+
+        model = self.model.read()
+        if not isinstance(model, OnnxModel):
+            raise TinycompError(
+                "a relay module with open dimensions cannot be saved",
+                hint="give its dimensions (dims=), or save module.specialize(...)",
+            )
+        data, weights = model.to_sections()
+        block = aligned_empty((sum(align(w.nbytes) for w in weights),), np.dtype(np.uint8))
+        position = 0
+        for weight in weights:
+            flat = weight.reshape(-1).view(np.uint8)
+            block[position : position + len(flat)] = flat
+            block[position + len(flat) : position + align(len(flat))] = 0
+            position += align(len(flat))
+        return data, block
