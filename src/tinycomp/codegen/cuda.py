@@ -31,8 +31,22 @@ from typing import Any
 from ..diagnostics import InternalError, ScheduleError, TinycompError
 from ..ir.expr import Call, IntImm, Load, as_int
 from ..ir.node import preorder
-from ..tir.nodes import Alloc, Buffer, Evaluate, For, ForKind, If, PrimFunc, Scope, Seq, Stmt, Store
+from ..tir.nodes import (
+    Alloc,
+    Async,
+    Buffer,
+    Evaluate,
+    For,
+    ForKind,
+    If,
+    PrimFunc,
+    Scope,
+    Seq,
+    Stmt,
+    Store,
+)
 from ..tir.tree import statements
+from .cuda_async import ASYNC_HELPERS, async_copy
 from .cuda_expressions import ExprEmitter, Names, Writer
 from .cuda_helpers import HELPERS, helper_source
 from .cuda_intrinsics import FUNCTIONS
@@ -49,6 +63,7 @@ _KEYWORDS = frozenset(
      "static", "struct", "switch", "template", "this", "true", "typedef", "union",
      "unsigned", "using", "void", "volatile", "while", "error", "error_code", "shared", "main"]
 )  # fmt: skip
+_MORE_HELPERS = WARP_HELPERS | ASYNC_HELPERS
 # Functions that a kernel may call; what is named like one would hide it.
 _RESERVED = (
     _KEYWORDS
@@ -103,7 +118,7 @@ def emit_cuda(func: PrimFunc, arch: str = "sm_90a", comment: str = "") -> CudaKe
     lines = [f"// {line}" for line in comment.splitlines()]
     if func.span.nodes:
         lines.append(f"// ONNX nodes: {_printable(func.span)}")
-    parts = ["\n".join(lines), helper_source(helpers, WARP_HELPERS), "\n\n".join(texts)]
+    parts = ["\n".join(lines), helper_source(helpers, _MORE_HELPERS), "\n\n".join(texts)]
     source = "\n\n".join(part for part in parts if part)
     return CudaKernel(func.name, source, tuple(launches), size)
 
@@ -138,6 +153,7 @@ class _KernelEmitter:
         self.expressions = ExprEmitter(self.out, self.names)
         self.taken = set(_RESERVED)
         self.extents: dict[str, int] = {}
+        self.is_async = False
         self.comments: set[str] = set()
 
     def run(self, root: Stmt) -> tuple[str, Launch]:
@@ -225,10 +241,16 @@ class _KernelEmitter:
             if stmt.buffer.scope is Scope.LOCAL or stmt.buffer not in self.names.buffers:
                 self._allocate(stmt.buffer)  # in every scope that has it
             work.append(stmt.body)
+        elif isinstance(stmt, Async):
+            self.is_async = True
+            work.extend((self._end_async, stmt.body))
         elif isinstance(stmt, Evaluate):
             self._evaluate(stmt)
         else:
             raise InternalError(f"a {type(stmt).__name__} statement was not lowered")
+
+    def _end_async(self) -> None:
+        self.is_async = False
 
     def _thread(self, loop: For, work: list[Any]) -> None:
         """A thread axis is a variable, not a loop."""
@@ -288,6 +310,10 @@ class _KernelEmitter:
         value = stmt.value
         if isinstance(value, Call) and value.name == "barrier":
             self.out.line("__syncthreads();")
+        elif isinstance(value, Call) and value.name in ("async_commit", "async_wait"):
+            groups = [str(as_int(arg)) for arg in value.args]
+            template = f"<{groups[0]}>" if groups else ""
+            self.out.line(f"{self.out.use(value.name)}{template}();")
         elif isinstance(value, Call) and is_warp_call(value):
             self.out.line(warp_call(self.expressions, value))
         elif not (isinstance(value, Call) and value.name == "prefetch"):
@@ -304,9 +330,12 @@ class _KernelEmitter:
         index = self.names.analyzer.simplify(access.index)
         parts = [index, stmt.value] + ([] if stmt.predicate is None else [stmt.predicate])
         emitter.begin(parts)
-        ats, values = emitter.lanes(index), emitter.lanes(stmt.value)
         name, lanes = self.names.buffers[buffer], max(access.lanes, 1)
         wide = stmt.predicate is None and emitter.is_wide(buffer, lanes, index)
+        if self.is_async and (line := async_copy(emitter, stmt)):
+            self.out.line(line)
+            return
+        ats, values = emitter.lanes(index), emitter.lanes(stmt.value)
         if wide and not access.scattered:
             self._wide_store(name, buffer, bare(ats[0]), values, lanes)
             return

@@ -3,7 +3,8 @@
 All threads of many blocks advance together, statement by statement, as lanes of NumPy arrays. The
 order is one that a GPU could take; that no other order gives another result is checked: between
 two barriers no thread may read what another wrote, or write what another read or wrote. Blocks
-may not share what one of them writes. Every access is checked against the bounds of its buffer,
+may not share what one of them writes. What is copied asynchronously arrives as late as it may, and
+until then nothing may read it. Every access is checked against the bounds of its buffer,
 and reads of intermediate buffers against what was written.
 
 >>> import numpy as np
@@ -49,7 +50,20 @@ from ..ir.expr import (
 from ..te.evaluate_expr import BINARY, INTRINSIC, cast
 from .gpu_memory import Memory, RaceError, Threads
 from .gpu_warp import Warps
-from .nodes import Alloc, Buffer, Evaluate, For, ForKind, If, PrimFunc, Scope, Seq, Stmt, Store
+from .nodes import (
+    Alloc,
+    Async,
+    Buffer,
+    Evaluate,
+    For,
+    ForKind,
+    If,
+    PrimFunc,
+    Scope,
+    Seq,
+    Stmt,
+    Store,
+)
 from .passes.visit import Visit, drive
 from .tensor_intrinsics.warp import MMA
 from .tree import statements
@@ -148,6 +162,10 @@ class ThreadGroup:
         elif isinstance(stmt, Alloc):
             self.memory.allocate(stmt.buffer, mask)
             yield self.visit(stmt.body, mask)
+        elif isinstance(stmt, Async):
+            self.memory.is_async = True
+            yield self.visit(stmt.body, mask)
+            self.memory.is_async = False
         elif isinstance(stmt, Evaluate):
             self.evaluate_call(stmt.value, mask)
         else:
@@ -215,6 +233,10 @@ class ThreadGroup:
         name = value.name if isinstance(value, Call) else ""
         if name == "barrier":
             self.memory.barrier(mask)
+        elif name == "async_commit":
+            self.memory.copies.commit(mask)
+        elif isinstance(value, Call) and name == "async_wait":
+            self.memory.wait(as_int(value.args[0]), mask)
         elif isinstance(value, Call) and (name in MMA or name.startswith("ldmatrix")):
             places = [self.evaluate(arg.indices, mask) for arg in value.args]  # type: ignore[attr-defined]
             self.warps.run(value, places, mask)

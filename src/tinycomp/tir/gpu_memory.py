@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,46 @@ class _Tracked:
             self.read_in = np.zeros(size, np.int64)
 
 
+@dataclass(frozen=True)
+class _Pending:
+    """A store of each active lane that has not happened yet."""
+
+    buffer: Buffer
+    indices: list[np.ndarray]
+    value: np.ndarray
+    active: np.ndarray
+
+
+class Copies:
+    """Asynchronous copies under way, in groups of each thread."""
+
+    def __init__(self, threads: Threads) -> None:
+        self.groups = np.zeros(threads.count, np.int64)  # that each thread has ended
+        self.pending: list[tuple[np.ndarray, _Pending]] = []
+
+    def start(self, one: _Pending) -> None:
+        self.pending.append((self.groups.copy(), one))
+
+    def commit(self, mask: np.ndarray | None) -> None:
+        """End the group of copies that each thread started."""
+        self.groups += 1 if mask is None else mask
+
+    def finish(self, latest: int, mask: np.ndarray | None) -> list[_Pending]:
+        """What has arrived when the threads of `mask` have waited for all but their latest
+        groups."""
+        here = np.ones(len(self.groups), np.bool_) if mask is None else mask
+        arrived: list[_Pending] = []
+        left: list[tuple[np.ndarray, _Pending]] = []
+        for group, one in self.pending:
+            done = one.active & (here & (group < self.groups - latest))[:, None]
+            if done.any():
+                arrived.append(replace(one, active=done))
+            if (one.active & ~done).any():
+                left.append((group, replace(one, active=one.active & ~done)))
+        self.pending = left
+        return arrived
+
+
 class Memory:
     """All buffers of one launch."""
 
@@ -96,6 +137,8 @@ class Memory:
         self.own.clear()
         # Phases count barriers; those of other groups of blocks are told apart by the block.
         self.phase = np.ones(threads.blocks, np.int64)
+        self.copies = Copies(threads)
+        self.is_async = False
 
     def allocate(self, buffer: Buffer, mask: np.ndarray | None) -> None:
         """Memory that one block or thread has; shared memory exists as long as the block."""
@@ -139,10 +182,19 @@ class Memory:
         assert space.data is not None
         if self.check and space.tracks:
             self._note_write(buffer, space, owner, at, indices, active)
-        owner, at = np.broadcast_to(owner, at.shape)[active], at[active]
-        space.data[owner, at] = value[active]
+        rows = np.broadcast_to(owner, at.shape)
+        if self.is_async and space.written is not None:
+            self.copies.start(_Pending(buffer, indices, value.astype(space.data.dtype), active))
+            space.written[rows[active], at[active]] = False
+            return
+        space.data[rows[active], at[active]] = value[active]
         if space.written is not None:
-            space.written[owner, at] = True
+            space.written[rows[active], at[active]] = True
+
+    def wait(self, groups: int, mask: np.ndarray | None) -> None:
+        """Asynchronous copies arrive that are not of the latest groups of their threads."""
+        for one in self.copies.finish(groups, mask):
+            self.store(one.buffer, one.indices, one.value, one.active)
 
     def _place(
         self, buffer: Buffer, indices: list[np.ndarray], active: np.ndarray

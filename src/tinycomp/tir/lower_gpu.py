@@ -10,6 +10,7 @@ from .passes.compact_buffers import compact_buffers
 from .passes.hoist_ifs import hoist_ifs
 from .passes.lower_blocks import lower_blocks
 from .passes.lower_collectives import lower_collectives
+from .passes.pipeline import mark_double_buffers, pipeline
 from .passes.private_buffers import place_buffers
 from .passes.simplify import simplify
 from .passes.uniform_conditions import uniform_conditions
@@ -22,12 +23,14 @@ ACCESS = Target("cuda", vector_bits=128)  # the widest access of one thread is 1
 def lower_gpu(func: PrimFunc) -> PrimFunc:
     """`func` without Blocks, as the program of one thread inside the grid and block loops, with
     barriers. Unrolled loops stay loops: the CUDA compiler writes them out."""
+    func = mark_double_buffers(func)
     func = lower_blocks(func)
     func = bind_threads(func)
     func = place_buffers(func)
     func = compact_buffers(func)
     func = inject_virtual_threads(func)
     func = simplify(func)
+    func = pipeline(func)
     func = insert_barriers(func)
     func = lower_collectives(func)
     func = hoist_ifs(uniform_conditions(func))

@@ -21,8 +21,8 @@ from ..ir.node import Node, dataclass
 from ..te.tensor import Combiner, IterKind, IterVar
 
 __all__ = [
-    "Alloc", "Block", "Buffer", "Collective", "Evaluate", "For", "ForKind", "If", "IterKind",
-    "IterVar", "PrimFunc", "Scope", "Seq", "Stmt", "Store",
+    "Alloc", "Async", "Block", "Buffer", "Collective", "Evaluate", "For", "ForKind", "If",
+    "IterKind", "IterVar", "PrimFunc", "Scope", "Seq", "Stmt", "Store",
 ]  # fmt: skip
 
 
@@ -47,13 +47,20 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Buffer:
-    """A region of memory with a dense row-major shape. Compares by identity."""
+    """A region of memory with a dense row-major shape. Compares by identity.
+
+    Attributes:
+        alignment: in bytes.
+        aligned: (dimension, factor, offset) if the stride of a dimension shall be offset modulo
+            factor elements; placing the buffer enlarges the next dimension for it.
+    """
 
     name: str
     shape: tuple[Expr, ...]
     dtype: DType
     scope: Scope = Scope.GLOBAL
-    alignment: int = 64  # bytes
+    alignment: int = 64
+    aligned: tuple[int, int, int] | None = None
 
     def __repr__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}] {self.scope}"
@@ -150,6 +157,16 @@ class Evaluate(Stmt):
 
     CHILDREN = ("value",)
     value: Expr
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Async(Stmt):
+    """Copies that run beside what follows: what `body` stores is there once the thread has called
+    `async_commit`, which ends a group of copies, and then `async_wait(n)`, which waits until at
+    most the n latest groups are under way."""
+
+    CHILDREN = ("body",)
+    body: Stmt
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

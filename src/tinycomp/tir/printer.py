@@ -12,6 +12,7 @@ from typing import Any
 
 from .nodes import (
     Alloc,
+    Async,
     Block,
     Buffer,
     Collective,
@@ -83,6 +84,8 @@ def _parts(stmt: Stmt, depth: int) -> list[tuple[Any, int]]:
             return [(f"alloc {_buffer_text(stmt.buffer)}", depth), (stmt.body, depth)]
         case Evaluate():
             return [(str(stmt.value), depth)]
+        case Async():
+            return [("with asynchronous copies:", depth), (stmt.body, depth + 1)]
         case Collective():
             return [(f"with warp({stmt.op.name}):", depth), (stmt.body, depth + 1)]
     raise TypeError(f"not a statement: {type(stmt).__name__}")

@@ -31,6 +31,7 @@ from .primitives.split import Split
 from .primitives.storage import (
     DoubleBuffer,
     EnvThreads,
+    Pipeline,
     Prefetch,
     SetStorePredicate,
     StorageAlign,
@@ -241,6 +242,11 @@ class Stage:
     def double_buffer(self) -> None:
         """Fill one copy of the stage's buffer while the other is read."""
         self._do(DoubleBuffer(self.block_name))
+
+    def pipeline(self, axis: Axis, depth: int = 2) -> None:
+        """Fill shared buffers of the next `depth` - 1 iterations of a loop while one is computed
+        (GPUs)."""
+        self._do(Pipeline(self.block_name, self.name_of(axis, "pipeline"), depth))
 
     def set_store_predicate(self, predicate: Expr) -> None:
         """Of threads that compute the same, only those store for which the condition on this

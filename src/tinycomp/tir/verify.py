@@ -12,6 +12,7 @@ from ..ir.instruction import InstructionCall
 from ..ir.node import postorder
 from .nodes import (
     Alloc,
+    Async,
     Block,
     Buffer,
     Collective,
@@ -91,6 +92,8 @@ class _Verifier:
             case Evaluate():
                 self.expressions((stmt.value,), stmt)
                 return []
+            case Async():
+                return [stmt.body]
             case Collective():
                 self.expressions(stmt.operands, stmt)
                 return [stmt.body]

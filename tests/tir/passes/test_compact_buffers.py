@@ -1,8 +1,12 @@
+import pytest
+
+from tinycomp import te
+from tinycomp.diagnostics import ScheduleError
 from tinycomp.ir.expr import Load, Var, const
 from tinycomp.ir.node import preorder
 from tinycomp.tir.nodes import Alloc, If, Seq, Store
 from tinycomp.tir.passes.compact_buffers import compact_buffers
-from tinycomp.tir.passes.lower_blocks import CARRIES
+from tinycomp.tir.passes.lower_blocks import CARRIES, lower_blocks
 
 
 def allocs(func):
@@ -82,3 +86,21 @@ def test_carried_buffers_stay_outside_the_carrying_loop(kit):
     func = kit.same(kit.func(kit.loop(o, 3, inner), a, c, allocs=[b]), compact_buffers)
     assert allocs(func) == {"B": (1,)}
     assert isinstance(func.body.body, Alloc)
+
+
+def test_strides_are_what_the_schedule_wants():
+    a = te.placeholder((6, 8, 10), name="A")
+    b = te.compute((6, 8, 10), lambda i, j, k: a[i, j, k] + 1.0, name="B")
+    shapes = []
+    for axis, factor, offset in (("i1", 32, 4), ("i1", 8, 0), ("i0", 16, 1), ("i2", 4, 2)):
+        s = te.create_schedule(b.op)
+        shared = s.cache_read(a, "shared", [b])
+        s[shared].storage_align(axis, factor, offset)
+        func = compact_buffers(lower_blocks(s.func))
+        (buffer,) = (x.buffer for x in preorder(func.body) if isinstance(x, Alloc))
+        shapes.append([d.value for d in buffer.shape])
+    # 8 x 10 elements cannot be 1 modulo 16; the last dimension has stride 1 whatever is wanted
+    assert shapes == [[6, 8, 36], [6, 8, 16], [6, 8, 10], [6, 8, 10]]
+    s[shared].fuse("i0", "i1")
+    with pytest.raises(ScheduleError, match="runs along 2 dimensions"):
+        s[shared].storage_align("i0.i1.fused", 4, 0)

@@ -31,6 +31,7 @@ from ..tree import statements
 from .visit import Visit, drive, make_if, rebuild_stmt
 
 BARRIER = Evaluate(Call("barrier", (), DType.BOOL))
+SYNCHRONIZED = "synchronized"  # annotation of a loop: buffers for which it has its own barriers
 
 
 @dataclass
@@ -62,7 +63,8 @@ def insert_barriers(func: PrimFunc) -> PrimFunc:
     since the last one: reads what they wrote, or writes what they read or wrote.
 
     Memory is told apart by buffers, not by elements. A barrier stands where all threads pass: an
-    `if` that depends on the thread is taken apart around it.
+    `if` that depends on the thread is taken apart around it. Barriers that are there already
+    count, and buffers of a loop that has all it needs (`SYNCHRONIZED`) get no more.
 
     Raises:
         ScheduleError: a dependence lies inside a loop whose length depends on the thread.
@@ -96,7 +98,9 @@ class _Inserter:
             if isinstance(s, For) and s.thread.startswith("threadIdx")
         }
         written = {s.buffer for s in statements(root) if isinstance(s, Store)}
-        self.common = {b for b in written if b.scope in (Scope.SHARED, Scope.GLOBAL)}
+        loops = [s for s in statements(root) if isinstance(s, For)]
+        done = {b for loop in loops for b in loop.annotations.get(SYNCHRONIZED, ())}
+        self.common = {b for b in written - done if b.scope in (Scope.SHARED, Scope.GLOBAL)}
         self.memo: dict[Stmt, _Pending] = {}
 
     def visit(self, stmt: Stmt) -> Visit[Stmt]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...ir.expr import Expr, IntImm, Load, Var, const
+from ...ir.expr import Expr, IntImm, Load, Var, as_int, const
 from ...ir.fold import refold
 from ...ir.node import fold, postorder
 from ...te.simplify import Analyzer
@@ -62,6 +63,7 @@ def compact_buffers(func: PrimFunc) -> PrimFunc:
             continue
         outside = _outside(buffer, found[buffer])
         smaller, lows = _shrink(buffer, found[buffer], outside, analyzer)
+        smaller = _aligned(smaller)
         moved[buffer] = smaller, lows
         places[outside[-1]].append(smaller)
     body = _apply(func.body, places, moved, analyzer)
@@ -118,6 +120,22 @@ def _shrink(
         for d, size in enumerate(buffer.shape)
     ]
     return replace(buffer, shape=tuple(e for _, e in spans)), [low for low, _ in spans]
+
+
+def _aligned(buffer: Buffer) -> Buffer:
+    """The buffer with the stride that its schedule wants (`storage_align`), if it can have it."""
+    if buffer.aligned is None:
+        return buffer
+    dimension, factor, offset = buffer.aligned
+    inner = buffer.shape[dimension + 1 :]
+    if not inner or not all(isinstance(d, IntImm) for d in inner):
+        return buffer
+    first, *rest = map(as_int, inner)
+    for extent in range(first, first + factor):
+        if extent * math.prod(rest) % factor == offset:
+            shape = (*buffer.shape[: dimension + 1], const(extent), *inner[1:])
+            return replace(buffer, shape=shape)
+    return buffer
 
 
 def _span(

@@ -202,7 +202,7 @@ def cache_read(
         require_plain_store(writer)
     shape = written_extents(func, buffer) or buffer.shape
     name = fresh_buffer_name(func, f"{buffer.name}.{scope}")
-    cached = replace(buffer, name=name, shape=shape, scope=scope)
+    cached = replace(buffer, name=name, shape=shape, scope=scope, aligned=None)
     for block in blocks:
         func = replace_stmt(func, block, map_buffers(block, {buffer: cached}))
     axes = [f"i{d}" for d in range(len(buffer.shape))]

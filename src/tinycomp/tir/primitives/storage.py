@@ -1,6 +1,7 @@
-"""storage_align, double_buffer, set_store_predicate, env_threads, prefetch: hints for the target.
+"""storage_align, double_buffer, pipeline, set_store_predicate, env_threads, prefetch: hints.
 
-They are checked here and recorded; code for GPUs follows them, and results never depend on them.
+They are checked here and recorded, and results never depend on them: placing a buffer aligns its
+strides, and on GPUs `passes.pipeline` gives double-buffered stages their second copy.
 
 >>> from tinycomp import te
 >>> from tinycomp.tir.schedule import create_schedule
@@ -37,16 +38,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...diagnostics import ScheduleError
-from ...ir.expr import variables
-from ..nodes import PrimFunc
+from ...ir.expr import Var, variables
+from ...te.tensor import IterKind
+from ..nodes import Block, ForKind, PrimFunc
 from ..tree import block_of, replace_stmt
 from .affine import Tokens, from_tokens, infix
 from .annotate import annotate_loop, require_thread_name
 from .common import kinds_in, result_buffers
+from .compute_at import exchange_buffers
 from .step import Step
 
 if TYPE_CHECKING:
     from ..schedule import Schedule
+
+MAX_DEPTH = 16
 
 
 @dataclass(frozen=True)
@@ -57,16 +62,38 @@ class StorageAlign(Step):
     offset: int
 
     def apply(self, schedule: Schedule) -> None:
-        """The stride of the dimension of `axis` shall be `offset` modulo `factor` elements."""
+        """The stride of the dimension of `axis` shall be `offset` modulo `factor` elements.
+
+        The axis must run along one dimension of the stage, as before it was fused with others.
+        """
         _require_intermediate(schedule.func, self.stage)
         if type(self.factor) is not int or self.factor < 1 or not 0 <= self.offset < self.factor:
             raise ScheduleError(
                 f"factor {self.factor} and offset {self.offset} do not say a stride",
                 hint="give a factor of at least 1 and an offset below it",
             )
-        schedule.loop(self.stage, self.axis)
+        axis = schedule.loop(self.stage, self.axis).var
+        block = block_of(schedule.func, self.stage)
+        (dimension,) = self._dimensions(block, axis)
+        aligned = (dimension, self.factor, self.offset)
         value = (self.axis, self.factor, self.offset)
         schedule.func = annotate_block(schedule.func, self.stage, self.NAME, value)
+        moved = {b: replace(b, aligned=aligned) for b in result_buffers(block)}
+        schedule.func = exchange_buffers(schedule.func, moved)
+
+    def _dimensions(self, block: Block, axis: Var) -> list[int]:
+        spatial = [
+            binding
+            for v, binding in zip(block.iter_vars, block.bindings, strict=True)
+            if v.kind is IterKind.SPATIAL
+        ]
+        found = [d for d, binding in enumerate(spatial) if axis in variables(binding)]
+        if len(found) != 1:
+            raise ScheduleError(
+                f"axis {axis.name!r} runs along {len(found)} dimensions of {self.stage!r}",
+                hint="align before axes are fused; give an axis of one dimension",
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -77,6 +104,29 @@ class DoubleBuffer(Step):
         """Two copies of the stage's buffer take turns: one is filled while one is read."""
         _require_intermediate(schedule.func, self.stage)
         schedule.func = annotate_block(schedule.func, self.stage, self.NAME, True)
+
+
+@dataclass(frozen=True)
+class Pipeline(Step):
+    NAME = "pipeline"
+    axis: str
+    depth: int = 2
+
+    def apply(self, schedule: Schedule) -> None:
+        """Fill the shared buffers of later iterations of a loop while one is computed.
+
+        `depth` iterations are under way: the buffers that stages computed at the loop copy from
+        memory get as many versions.
+        """
+        loop = schedule.loop(self.stage, self.axis)
+        if type(self.depth) is not int or not 2 <= self.depth <= MAX_DEPTH:
+            raise ScheduleError(
+                f"a pipeline has 2 to {MAX_DEPTH} iterations under way, not {self.depth!r}",
+                hint="each needs a copy of the buffers",
+            )
+        if loop.kind is not ForKind.SERIAL:
+            raise ScheduleError(f"loop {self.axis!r} is {loop.kind}", hint="pipeline a serial loop")
+        schedule.func = annotate_loop(schedule.func, loop.var, self.NAME, self.depth)
 
 
 @dataclass(frozen=True)

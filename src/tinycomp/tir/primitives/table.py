@@ -19,7 +19,14 @@ from .reverse_compute_inline import ReverseComputeInline
 from .rfactor import Rfactor
 from .split import Split
 from .step import Step
-from .storage import DoubleBuffer, EnvThreads, Prefetch, SetStorePredicate, StorageAlign
+from .storage import (
+    DoubleBuffer,
+    EnvThreads,
+    Pipeline,
+    Prefetch,
+    SetStorePredicate,
+    StorageAlign,
+)
 from .tensorize import Tensorize
 from .transform_layout import TransformLayout
 
@@ -27,8 +34,8 @@ STEPS: Mapping[str, type[Step]] = {
     step.NAME: step
     for step in (
         Bind, CacheRead, CacheWrite, ComputeAt, ComputeInline, ComputeRoot, DecomposeReduction,
-        DoubleBuffer, EnvThreads, Fuse, Normalize, Pad, Parallel, Partition, Pragma, Prefetch,
-        Reorder, ReverseComputeAt, ReverseComputeInline, Rfactor, SetScope, SetStorePredicate,
+        DoubleBuffer, EnvThreads, Fuse, Normalize, Pad, Parallel, Partition, Pipeline, Pragma,
+        Prefetch, Reorder, ReverseComputeAt, ReverseComputeInline, Rfactor, SetScope, SetStorePredicate,
         Split, StorageAlign, Tensorize, TransformLayout, Unroll, Vectorize,
     )
 }  # fmt: skip

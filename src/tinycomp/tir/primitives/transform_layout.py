@@ -124,7 +124,7 @@ def transform_layout(
             )
         shape.append(const(high + 1))
     _require_one_to_one(buffer, variables, indices, shape)
-    moved = replace(buffer, shape=tuple(shape))
+    moved = replace(buffer, shape=tuple(shape), aligned=None)
 
     def places(old: Sequence[Expr]) -> tuple[Expr, ...]:
         values = dict(zip(variables, old, strict=True))
