@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from tinycomp.cli import main as cli
 from tinycomp.cli.common import human_bytes, parse_dims, parse_input_shapes
+from tinycomp.codegen.nvrtc import library
 from tinycomp.diagnostics import TinycompError
 from tinycomp.runtime.compare import compare
 
@@ -107,6 +108,19 @@ def test_inspect_both_kinds_of_file(model, capsys):
     assert "multiply+nn.relu" in capsys.readouterr().out
     assert run("inspect", "m.tc", "--ir", "tir") == 0
     assert "def fused" in capsys.readouterr().out
+
+
+def test_inspect_registers(model, capsys):
+    assert run("inspect", model, "--registers") == 0
+    assert "no vector registers are spilled" in capsys.readouterr().out
+    try:
+        library()
+    except TinycompError:
+        return
+    assert run("inspect", model, "--registers", "--json", "--target", "cuda -arch=sm_90a") == 0
+    (kernel,) = json.loads(capsys.readouterr().out)
+    assert kernel["spilled bytes"] == kernel["stack"] == 0
+    assert 0 < kernel["registers"] < 64
 
 
 def test_inspect_lists_what_is_unsupported(workspace, capsys):

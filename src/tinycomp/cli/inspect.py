@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import onnx
 
     from ..runtime.artifact import Manifest
+    from ..runtime.module import Module
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ir",
         choices=["relay", "te", "tir", "llvm", "asm", "cuda"],
         help="print this level instead",
+    )
+    parser.add_argument(
+        "--registers",
+        action="store_true",
+        help="print what the kernels use of the machine: spilled vector registers on a CPU; "
+        "registers, spills, stack and shared memory on a GPU",
     )
     add_json_option(parser)
     add_compile_options(parser)
@@ -44,10 +51,37 @@ def run(args: argparse.Namespace) -> int:
     if args.ir:
         print(load_or_compile(args, args.model).ir(args.ir))
         return 0
+    if args.registers:
+        _show_registers(args, load_or_compile(args, args.model))
+        return 0
     if is_artifact(args.model) or Path(args.model).suffix == ".tc":
         _show(args, _of_manifest(Artifact.load(args.model).manifest))
         return 0
     return _inspect_onnx(args)
+
+
+def _show_registers(args: argparse.Namespace, module: Module) -> None:
+    from ..runtime.cuda import CudaModule
+
+    if isinstance(module, CudaModule):
+        rows = [
+            (entry, r.registers, r.spill_stores + r.spill_loads, r.stack, r.shared)
+            for used in module.plan.resources.values()
+            for entry, r in used.items()
+        ]
+        header = ("kernel", "registers", "spilled bytes", "stack", "shared")
+    else:
+        from ..codegen.inspect import find_spills
+
+        loops = find_spills(module.ir("asm")).loops
+        rows = [(l.loop, l.depth, l.spills, l.reloads) for l in loops]
+        header = ("loop", "depth", "spills", "reloads")
+    if args.json:
+        print_json([dict(zip(header, row, strict=True)) for row in rows])
+    elif rows:
+        print_table("registers", header, [tuple(map(str, row)) for row in rows])
+    else:
+        print("no vector registers are spilled inside loops")
 
 
 def _inspect_onnx(args: argparse.Namespace) -> int:
