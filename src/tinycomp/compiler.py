@@ -296,8 +296,12 @@ def _dynamic_manifest(
 
 def _specializer(job: _Job, lazy: LazyModel) -> ModelSpecializer:
     def specialize(model: Any, sizes: Mapping[str, int]) -> IRModule:
+        from .ops import default_ops
+        from .relay.pass_infra import PassContext
+        from .relay.passes.simplify_inference import SimplifyInference
+
         options = dataclasses.replace(job.options, dims={**job.options.dims, **sizes})
-        return import_model(model, options)
+        return SimplifyInference().run(import_model(model, options), PassContext(default_ops()))
 
     return ModelSpecializer(lazy, lambda sizes: job.artifact(lazy, sizes), specialize)
 

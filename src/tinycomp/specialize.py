@@ -109,15 +109,30 @@ class ModelSpecializer:
     Args:
         model: to archive, and to prove that it may be padded.
         compile: an artifact for fixed sizes, through the cache.
-        specialize: imported graph IR for fixed sizes.
+        specialize: graph IR for fixed sizes, imported and simplified for inference.
     """
 
     model: LazyModel
     compile: Callable[[Sizes], Artifact]
     specialize: Callable[[OnnxModel | IRModule, Sizes], IRModule]
+    _buckets: dict[tuple[tuple[str, int], ...], IRModule] = field(default_factory=dict)
 
     def artifact(self, sizes: Sizes) -> Artifact:
         return self.compile(sizes)
+
+    def cropped(self, sizes: Sizes, bucket: Sizes) -> list[tuple[int, ...]] | str:
+        """The shapes of the outputs for `sizes`, which are those for `bucket`, cropped.
+
+        Where that is not proven, the reason instead.
+        """
+        from .relay.padding import obstacle, output_shapes
+
+        model = self.model.read()
+        key = tuple(sorted(bucket.items()))
+        if key not in self._buckets:
+            self._buckets[key] = self.specialize(model, bucket)
+        small = self.specialize(model, sizes)
+        return obstacle(small, self._buckets[key]) or output_shapes(small)
 
     def archive(self) -> tuple[bytes, np.ndarray]:
         """The model as bytes and a block of weights, for an artifact.

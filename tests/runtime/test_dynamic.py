@@ -245,3 +245,33 @@ def test_for_a_gpu(config, tmp_path):
     loaded = tinycomp.load(tmp_path / "m.tc")
     assert loaded.variants == ({"batch": 1}, {"batch": 4})
     assert "__global__" in loaded.specialize(batch=4).ir("cuda")
+
+
+def test_sizes_between_buckets_run_padded(config):
+    module = compile_with(config, model(TWO_DIMS), dims={"batch": [1, 4], "seq": [3]})
+    compiled = module.variants
+    for batch in (2, 3, 1, 4):
+        x, y = rows(batch * 3, 4).reshape(batch, 3, 4), rows(batch, 4)
+        e = np.exp(x + y[:, None])
+        got = module.run({"x": x, "y": y})["z"]
+        assert got.shape == x.shape
+        assert got.flags.c_contiguous
+        np.testing.assert_allclose(got, e / e.sum(-1, keepdims=True), rtol=1e-5)
+    assert module.variants == compiled
+    assert module.not_padded == {}
+
+
+def test_what_cannot_be_padded_is_compiled(config):
+    module = compile_with(config, model(SCALED), dims={"batch": [2, 4]})
+    np.testing.assert_allclose(module.run({"x": rows(3)})["y"], rows(3) / 3, rtol=1e-6)
+    assert {"batch": 3} in module.variants
+    assert "a size used as a number" in module.not_padded[3,]
+
+
+def test_padded_data_is_checked_like_any(config):
+    module = compile_with(config, model(DENSE), dims={"batch": [2, 4]})
+    with pytest.raises(InputError, match="float64"):
+        module.run({"x": rows(3).astype("f8")})
+    np.testing.assert_allclose(module.run({"x": rows(3).tolist()})["y"], dense(rows(3)), rtol=1e-6)
+    with pytest.raises(InputError, match="compiled for 2,4"):
+        module.run({"x": rows(0)})

@@ -7,7 +7,7 @@
 
 Code is always for fixed sizes (specialisation per set of sizes, as TensorRT's profiles with equal
 minimum and maximum). `buckets` are compiled ahead of time. Sizes between them run in the next
-larger bucket, padded, where the model is proven to compute the same; otherwise, and without
+larger bucket, padded, where `relay.padding` proves that this gives the same; otherwise, and without
 buckets, a size is compiled when it first comes.
 """
 
@@ -26,7 +26,7 @@ import numpy as np
 
 from ..diagnostics import InputError, TinycompError
 from ..dims import DimRange
-from .arrays import as_array, check_names
+from .arrays import as_array, check_input, check_names
 from .artifact import Artifact, Manifest, ValueSpec
 from .cuda import LEVELS as CUDA_LEVELS
 from .module import LEVELS, Module, make_module
@@ -46,6 +46,13 @@ class Specializer(Protocol):
         """The model compiled for these sizes."""
         ...
 
+    def cropped(
+        self, sizes: Mapping[str, int], bucket: Mapping[str, int]
+    ) -> list[tuple[int, ...]] | str:
+        """Output shapes for `sizes`, if padding the inputs to `bucket` is proven to be right;
+        else why not."""
+        ...
+
     def archive(self) -> tuple[bytes, np.ndarray]:
         """The model itself, for `save`: bytes and a block of weights."""
         ...
@@ -55,8 +62,19 @@ class Specializer(Protocol):
 class _Route:
     """How inputs of certain shapes are run."""
 
-    sizes: Sizes
+    sizes: Sizes  # of the variant
     module: Module
+    crop: tuple[tuple[slice, ...], ...] | None = None  # of the outputs, where inputs are padded
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        if self.crop is None:
+            return self.module.run(inputs)
+        padded = {s.name: pad_to(inputs[s.name], s) for s in self.module.inputs}
+        results = self.module.run(padded)
+        return {
+            name: array[corner]
+            for (name, array), corner in zip(results.items(), self.crop, strict=True)
+        }
 
 
 class DynamicModule(Module):
@@ -67,6 +85,10 @@ class DynamicModule(Module):
         specializer: compiles for sizes.
         variants: what is compiled already, by the sizes of `manifest.dims` in order.
         num_threads: threads that one call may use.
+
+    Attributes:
+        max_variants: how many variants are kept besides buckets.
+        not_padded: sizes that did not run in a larger bucket, and why.
     """
 
     def __init__(
@@ -81,6 +103,7 @@ class DynamicModule(Module):
         self._specializer = specializer
         self.num_threads = num_threads or manifest.max_threads
         self.max_variants = MAX_VARIANTS
+        self.not_padded: dict[Sizes, str] = {}
         self._names = tuple(manifest.dims)
         self._artifacts = dict(variants or {})
         self._variants: OrderedDict[Sizes, Module] = OrderedDict()
@@ -101,7 +124,7 @@ class DynamicModule(Module):
         """The sets of sizes that are compiled, the least recently used first."""
         with self._lock:
             found = dict.fromkeys([*self._artifacts, *self._variants])
-        return tuple(dict(zip(self._names, sizes, strict=True)) for sizes in found)
+        return tuple(map(self._named, found))
 
     @property
     def artifact(self) -> Artifact:
@@ -148,11 +171,12 @@ class DynamicModule(Module):
             InputError: an input is missing, unknown, of another dtype or rank; or its sizes
                 contradict each other or are out of range.
         """
-        route = self._route(inputs)
-        return route.module.run(inputs)
+        return self._route(inputs).run(inputs)
 
     def profile(self, inputs: Mapping[str, Any], *, repeat: int = 10) -> Profile:
-        return self._route(inputs).module.profile(inputs, repeat=repeat)
+        """Time of each kernel of the variant for exactly the inputs' sizes."""
+        sizes = self._sizes_of([as_array(inputs[s.name], s.name).shape for s in self.inputs])
+        return self._variant(sizes).profile(inputs, repeat=repeat)
 
     def ir(self, level: str) -> str:
         """The only variant at one level; with several, ask `module.specialize(...)`."""
@@ -183,11 +207,37 @@ class DynamicModule(Module):
             if route is not None and route.sizes in self._variants:
                 self._variants.move_to_end(route.sizes)
                 return route
-        sizes = self._check_sizes(bind_dims(self.inputs, key))
-        route = _Route(sizes, self._variant(sizes))
+        route = self._choose(self._sizes_of(key))
         with self._lock:
             self._routes[key] = route
         return route
+
+    def _choose(self, sizes: Sizes) -> _Route:
+        """The variant for these sizes if there is one, else a larger bucket, else a new variant."""
+        with self._lock:
+            known = sizes in self._variants or sizes in self._artifacts
+        bucket = None if known else self._bucket(sizes)
+        if bucket is not None:
+            shapes = self._specializer.cropped(self._named(sizes), self._named(bucket))
+            if not isinstance(shapes, str):
+                crop = tuple(tuple(slice(size) for size in shape) for shape in shapes)
+                return _Route(bucket, self._variant(bucket), crop)
+            self.not_padded[sizes] = shapes
+        return _Route(sizes, self._variant(sizes))
+
+    def _bucket(self, sizes: Sizes) -> Sizes | None:
+        """The next larger bucket; None if there is none, or a size is 0 and nothing to repeat."""
+        found = tuple(
+            next((b for b in r.buckets if b >= size), size)
+            for size, r in zip(sizes, self.dims.values(), strict=True)
+        )
+        return None if found == sizes or 0 in sizes else found
+
+    def _named(self, sizes: Sizes) -> dict[str, int]:
+        return dict(zip(self._names, sizes, strict=True))
+
+    def _sizes_of(self, shapes: Sequence[Sequence[int]]) -> Sizes:
+        return self._check_sizes(bind_dims(self.inputs, shapes))
 
     def _check_sizes(self, sizes: Mapping[str, int]) -> Sizes:
         wrong = sizes.keys() ^ set(self._names)
@@ -212,8 +262,7 @@ class DynamicModule(Module):
                 known = self._artifacts.get(sizes)
             if found is not None:
                 return found
-            named = dict(zip(self._names, sizes, strict=True))
-            artifact = known or self._specializer.artifact(named)
+            artifact = known or self._specializer.artifact(self._named(sizes))
             module = make_module(artifact, num_threads=self.num_threads)
             with self._lock:
                 self._variants[sizes] = module
@@ -256,6 +305,24 @@ def bind_dims(specs: Sequence[ValueSpec], shapes: Sequence[Sequence[int]]) -> di
             if isinstance(dim, str):
                 origin.setdefault(dim, here)
     return sizes
+
+
+def pad_to(value: Any, spec: ValueSpec) -> Any:
+    """An array in the larger shape of `spec`; its last elements along each axis are repeated.
+
+    What is repeated is data that the model takes, such as a token id inside its table.
+    """
+    on_device = hasattr(value, "__cuda_array_interface__")
+    if on_device:
+        array = value
+    else:
+        array = check_input(value, replace(spec, shape=as_array(value, spec.name).shape))
+    space = array.__array_namespace__()
+    for axis, (have, want) in enumerate(zip(array.shape, spec.shape, strict=True)):
+        if have < want:
+            last = array[(slice(None),) * axis + (slice(have - 1, None),)]
+            array = space.concat([array, space.repeat(last, want - have, axis=axis)], axis=axis)
+    return array
 
 
 def sample_specs(specs: Sequence[ValueSpec], dims: Mapping[str, DimRange]) -> list[ValueSpec]:
