@@ -21,7 +21,20 @@ from dataclasses import dataclass, field, replace
 
 from ...diagnostics import ScheduleError
 from ...dtype import DType
-from ...ir.expr import Binary, BinaryOp, Call, Expr, IntImm, Load, Var, all_of, const, variables
+from ...ir.expr import (
+    TRUE,
+    Binary,
+    BinaryOp,
+    Call,
+    Expr,
+    IntImm,
+    Load,
+    Var,
+    all_of,
+    call,
+    const,
+    variables,
+)
 from ..nodes import (
     Buffer,
     Collective,
@@ -35,10 +48,10 @@ from ..nodes import (
     Stmt,
     Store,
 )
+from ..primitives.annotate import REDUCE_THREADS
 from ..tree import statements
 from .visit import Visit, drive, make_if, rebuild_stmt, seq, substituter
 
-REDUCE_THREADS = "reduce_threads"  # annotation of the loop that combines one value per thread
 ONCE = "once"  # intrinsic that marks the condition of what one thread does for all
 WARP = 32
 LANE = "threadIdx.x"  # the lanes of a warp, where warps work together
@@ -159,7 +172,7 @@ class _Program:
 
     def loop(self, stmt: For, bound: frozenset[str]) -> Visit[Stmt]:
         if stmt.annotations.get(REDUCE_THREADS):
-            return self.reduce(stmt)
+            return (yield self.reduce(stmt, bound))
         if stmt.kind is not ForKind.THREAD or stmt.thread.startswith("vthread"):
             low, extent = self.substitute(stmt.min), self.substitute(stmt.extent)
             body = yield self.visit(stmt.body, bound)
@@ -212,27 +225,34 @@ class _Program:
 
     # -- reductions across threads -------------------------------------------------------------
 
-    def reduce(self, loop: For) -> Stmt:
+    def reduce(self, loop: For, bound: frozenset[str]) -> Visit[Stmt]:
         """`for k in T: r = r op partial[k]`, where thread k holds partial[k].
 
         Each warp combines its values by exchanging registers; the results of the warps go
-        through shared memory, and every thread combines these. So all threads have the result.
+        through shared memory, and every thread combines these. A result in registers is then in
+        all threads; memory is written by the first. What stands before the combination is done by
+        each thread.
         """
-        store, operand, op = self._combination(loop)
-        tag = "threadIdx.x"
+        before, guard, store, operand, op = self._combination(loop)
         assert isinstance(loop.extent, IntImm)
         extent = loop.extent.value
-        if extent != self.axes.extents.get(tag) or (extent % WARP and extent & (extent - 1)):
+        if extent != self.axes.extents.get(LANE) or (extent % WARP and extent & (extent - 1)):
             raise ScheduleError(
                 f"{self.func.name}: the reduction over {loop.var.name!r} across {extent} threads "
-                f"needs {tag} to be as long, and a power of two or a multiple of {WARP}",
-                hint="split the reduction axis by the extent of threadIdx.x",
+                f"needs {LANE} to be as long, and a power of two or a multiple of {WARP}",
+                hint=f"split the reduction axis by the extent of {LANE}",
             )
-        lane = self.axes.vars[tag]
+        lane = self.axes.vars[LANE]
         self.values[loop.var] = lane
         self.substitute = substituter(self.values)
+        steps: list[Stmt] = []
+        for stmt in before:
+            steps.append((yield self.visit(stmt, bound | {LANE})))
         value = self._own("value", (), store.buffer)
-        steps: list[Stmt] = [Store(value, (), self.substitute(operand))]
+        operand, guard = self.substitute(operand), self.substitute(guard)
+        if guard is not TRUE:  # all lanes of a warp exchange registers, also those without work
+            operand = call("if_then_else", guard, operand, const(0, operand.dtype))
+        steps.append(Store(value, (), operand))
         mine = Load(value, (), None)
         distance = min(extent, WARP) // 2
         while distance:
@@ -241,29 +261,41 @@ class _Program:
             distance //= 2
         result = self.substitute(store)
         assert isinstance(result, Store)
+        if extent > WARP:
+            steps += self._across_warps(value, op, extent // WARP)
         previous = Load(result.buffer, result.indices, None)
-        if extent <= WARP:
-            return seq([*steps, replace(result, value=Binary(op, previous, mine))])
-        rows = [self.axes.extents[t] for t in sorted(self.axes.vars) if t != tag]
-        place = tuple(self.axes.vars[t] for t in sorted(self.axes.vars) if t != tag)
-        shape = (*rows, extent // WARP)
-        warps = self._own("warps", shape, store.buffer, Scope.SHARED)
-        first = make_if((lane % WARP).equal(0), Store(warps, (*place, lane // WARP), mine))
-        warp = Var("warp")
-        combined = Binary(op, previous, Load(warps, (*place, warp), None))
-        last = For(warp, const(0), const(extent // WARP), replace(result, value=combined),
-                   ForKind.UNROLLED)  # fmt: skip
-        return seq([*steps, first, last])
+        last: Stmt = replace(result, value=Binary(op, previous, mine))
+        if result.buffer.scope is not Scope.LOCAL:
+            last = If(Call(ONCE, (lane.equal(0),), DType.BOOL), last)
+        return seq([*steps, make_if(guard, last)])
 
-    def _combination(self, loop: For) -> tuple[Store, Expr, BinaryOp]:
-        store = loop.body
+    def _across_warps(self, value: Buffer, op: BinaryOp, count: int) -> list[Stmt]:
+        """Combine the values of `count` warps, each of which has one in all its lanes."""
+        lane, mine = self.axes.vars[LANE], Load(value, (), None)
+        others = [t for t in sorted(self.axes.vars) if t != LANE]
+        place = tuple(self.axes.vars[t] for t in others)
+        shape = (*(self.axes.extents[t] for t in others), count)
+        warps = self._own("warps", shape, value, Scope.SHARED)
+        first = make_if((lane % WARP).equal(0), Store(warps, (*place, lane // WARP), mine))
+        start = Store(value, (), Load(warps, (*place, const(0)), None))
+        warp = Var("warp")
+        combined = Binary(op, mine, Load(warps, (*place, warp + 1), None))
+        rest = For(warp, const(0), const(count - 1), Store(value, (), combined), ForKind.UNROLLED)
+        return [first, start, rest]
+
+    def _combination(self, loop: For) -> tuple[Sequence[Stmt], Expr, Store, Expr, BinaryOp]:
+        """What stands before the combination, its guard, and r, partial[k] and op of it."""
+        *before, store = loop.body.stmts if isinstance(loop.body, Seq) else (loop.body,)
+        guard: Expr = TRUE
+        if isinstance(store, If) and loop.var not in variables(store.condition):
+            guard, store = store.condition, store.then
         if isinstance(store, Store) and isinstance(store.value, Binary):
             previous = Load(store.buffer, store.indices, None)
             value = store.value
             if value.a is previous:
-                return store, value.b, value.op
+                return before, guard, store, value.b, value.op
             if value.b is previous:
-                return store, value.a, value.op
+                return before, guard, store, value.a, value.op
         raise ScheduleError(
             f"{self.func.name}: the loop over {loop.var.name!r} does not combine one value per "
             "thread into one",

@@ -13,6 +13,9 @@ for i in parallel(4):
         with block("B"): i = i, j = j
             B[i, j] = A[i, j] + 1f32
 
+A reduction axis may be bound to threadIdx.x where each iteration has one value: then the threads
+combine these with each other (see `passes.bind_threads`).
+
 >>> s = create_schedule(B, [A])
 >>> s[B].bind("i", "blockIdx.x")
 >>> s[B].bind("j", "threadIdx.x")
@@ -30,8 +33,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...diagnostics import ScheduleError
-from ...ir.expr import Var, variables
-from ..nodes import For, ForKind, PrimFunc, Scope
+from ...ir.expr import IntImm, Var, variables
+from ...te.tensor import IterKind
+from ..nodes import Block, For, ForKind, PrimFunc, Scope, Seq
 from ..tree import (
     blocks_in,
     loop_of,
@@ -40,11 +44,14 @@ from ..tree import (
     replace_stmt,
     written_buffers,
 )
-from .common import loops_in, own_nest, require_spatial, root_of
+from .common import axis_kinds, kinds_in, loops_in, own_nest, require_spatial, root_of
 from .step import Step
 
 if TYPE_CHECKING:
     from ..schedule import Schedule
+
+REDUCE_THREADS = "reduce_threads"
+"""Annotation of a loop over threads that combines one value of each."""
 
 _THREAD = re.compile(r"(blockIdx|threadIdx)\.[xyz]|vthread(\.[xyz])?")
 
@@ -125,13 +132,48 @@ def bind(func: PrimFunc, axis: Var, thread: str) -> PrimFunc:
     threads compute it together, each its iteration of the inner loop.
     """
     require_thread_name(thread)
-    require_spatial(func, axis)
     loop = loop_of(func, axis)
+    combines = thread.startswith("threadIdx") and IterKind.REDUCE in axis_kinds(func, axis)
+    if combines:
+        _require_combination(func, loop, thread)
+    else:
+        require_spatial(func, axis)
     if loop.kind is not ForKind.SERIAL:
         raise ScheduleError(f"loop {axis.name!r} is already {loop.kind}", hint="split it first")
     if not thread.startswith("vthread"):
         _check_thread(func, loop, thread)
-    return replace_stmt(func, loop, replace(loop, kind=ForKind.THREAD, thread=thread))
+    notes = {**loop.annotations, REDUCE_THREADS: True} if combines else loop.annotations
+    bound = replace(loop, kind=ForKind.THREAD, thread=thread, annotations=notes)
+    return replace_stmt(func, loop, bound)
+
+
+def _require_combination(func: PrimFunc, loop: For, thread: str) -> None:
+    """ScheduleError unless each iteration of a reduction loop has one value to combine."""
+    name = loop.var.name
+    last = loop.body.stmts[-1] if isinstance(loop.body, Seq) else loop.body
+    others = [b for b in blocks_in(loop) if b is not last]
+    if not isinstance(last, Block) or any(IterKind.REDUCE in kinds_in(b, loop.var) for b in others):
+        raise ScheduleError(
+            f"threads combine one value each, but inside the reduction loop {name!r} there are "
+            "further loops of the same stage",
+            hint=f"split it by the number of threads, s.rfactor(tensor, inner), and bind the axis "
+            f"that is then reduced to {thread}",
+        )
+    if thread != "threadIdx.x":
+        raise ScheduleError(
+            f"threads of {thread} do not combine values", hint='bind it to "threadIdx.x"'
+        )
+    if not isinstance(loop.extent, IntImm):
+        raise ScheduleError(
+            f"{name!r} has the extent {loop.extent}, which is not known",
+            hint="split it by a constant, and rfactor the inner part",
+        )
+    extent = loop.extent.value
+    if extent > 1024 or (extent % 32 and extent & (extent - 1)):
+        raise ScheduleError(
+            f"{extent} threads cannot combine their values",
+            hint="as many as a power of two, or a multiple of 32, up to 1024",
+        )
 
 
 def require_thread_name(thread: str) -> None:

@@ -35,7 +35,7 @@ STEPS: Mapping[str, type[Step]] = {
     for step in (
         Bind, CacheRead, CacheWrite, ComputeAt, ComputeInline, ComputeRoot, DecomposeReduction,
         DoubleBuffer, EnvThreads, Fuse, Normalize, Pad, Parallel, Partition, Pipeline, Pragma,
-        Prefetch, Reorder, ReverseComputeAt, ReverseComputeInline, Rfactor, SetScope, SetStorePredicate,
-        Split, StorageAlign, Tensorize, TransformLayout, Unroll, Vectorize,
+        Prefetch, Reorder, ReverseComputeAt, ReverseComputeInline, Rfactor, SetScope,
+        SetStorePredicate, Split, StorageAlign, Tensorize, TransformLayout, Unroll, Vectorize,
     )
 }  # fmt: skip
