@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..diagnostics import InternalError
-from ..ir.expr import const
+from ..dtype import DType
+from ..ir.expr import Cast, Load, const
 from ..relay.nodes import Atom, Call, Constant, Function, Tuple, TupleGetItem
-from ..relay.op import Op
-from ..te.tensor import ComputeOp, Tensor, compute, placeholder
-from ..types import TensorType
+from ..relay.op import Op, OpPattern
+from ..te.tensor import ComputeOp, Tensor, compute, is_reduction, placeholder, tensor_of
+from ..types import TensorType, Type
 
 Compute = Callable[[Any, Sequence[Tensor], Any], list[Tensor] | None]
 
@@ -21,9 +23,12 @@ def to_te(
     """Input placeholders, one per parameter, and the output tensors of a primitive function.
 
     Operators are expanded by `computes`, where that has an expansion for a target that is not
-    None, else by their `Op.compute`; spans go along.
+    None, else by their `Op.compute`; spans go along. What elementwise operators of 16-bit floats
+    give stays float32 as long as only such operators read it: inside a kernel it is not rounded
+    (excess precision, as XLA allows itself by default).
     """
     special = computes or {}
+    wide = ExcessPrecision()
     values: dict[Atom, list[Tensor]] = {}
     inputs: list[Tensor] = []
     for param in function.params:
@@ -49,6 +54,17 @@ def to_te(
                     f"{value.op.name} has no tensor expression; a pass should have removed it"
                 )
             arguments = [t for a in value.args for t in tensors(a)]
+            type_ = binding.var.type
+            exact = wide.exact(value.op, arguments, type_)
+            if exact is not None:
+                values[binding.var] = [exact]
+                continue
+            if wide.applies(value.op, arguments, type_):
+                assert isinstance(type_, TensorType)
+                arguments = [wide.widened(t) for t in arguments]
+                result = value.op.compute(value.attrs, arguments, replace(type_, dtype=_WIDE))
+                values[binding.var] = [wide.rounded(result[0], type_.dtype)]
+                continue
             own = special.get(value.op.name)
             found = own(value.attrs, arguments, binding.var.type) if own else None
             if found is None:
@@ -58,6 +74,70 @@ def to_te(
             raise InternalError(f"a primitive function may not contain {type(value).__name__}")
     outputs = [_own_stage(t, inputs) for t in tensors(function.result)]
     return inputs, outputs
+
+
+_WIDE = DType.FLOAT32
+
+
+class ExcessPrecision:
+    """Float32 values behind 16-bit tensors of one kernel."""
+
+    def __init__(self) -> None:
+        self._wide: dict[Tensor, Tensor] = {}
+
+    def applies(self, op: Op, arguments: Sequence[Tensor], type_: Type) -> bool:
+        """Whether an operator gives a 16-bit float for each 16-bit float, by arithmetic."""
+        return (
+            isinstance(type_, TensorType)
+            and _is_short(type_.dtype)
+            and op.pattern <= OpPattern.BROADCAST
+            and not op.view
+            and all(t.dtype in (type_.dtype, DType.BOOL) for t in arguments)
+            and any(t.dtype is type_.dtype for t in arguments)
+        )
+
+    def exact(self, op: Op, arguments: Sequence[Tensor], type_: Type) -> Tensor | None:
+        """The result of a cast back to float32, if that is known; None for all else."""
+        if op.name == "cast" and isinstance(type_, TensorType) and type_.dtype is _WIDE:
+            return self._wide.get(arguments[0])
+        return None
+
+    def widened(self, tensor: Tensor) -> Tensor:
+        """A 16-bit tensor in float32, before it was rounded if that was in this kernel."""
+        if not _is_short(tensor.dtype):
+            return tensor
+        if tensor not in self._wide:
+            exact = _before_rounding(tensor)
+            if exact is None:
+                exact = compute(
+                    tensor.shape, lambda *i: tensor(*i).astype(_WIDE), name=f"{tensor.name}_wide"
+                )
+            self._wide[tensor] = exact
+        return self._wide[tensor]
+
+    def rounded(self, tensor: Tensor, dtype: DType) -> Tensor:
+        """A float32 tensor in 16 bits, for readers that need it so."""
+        short = compute(
+            tensor.shape, lambda *i: tensor(*i).astype(dtype), name=f"{tensor.name}_cast"
+        )
+        self._wide[short] = tensor
+        return short
+
+
+def _is_short(dtype: DType) -> bool:
+    return dtype.is_float and dtype.bits == 16
+
+
+def _before_rounding(tensor: Tensor) -> Tensor | None:
+    """The float32 sums that `ops.window.stored` rounded to this tensor; None for others."""
+    if not isinstance(tensor.op, ComputeOp):
+        return None
+    body = tensor.op.body[0]
+    if not isinstance(body, Cast) or not isinstance(body.value, Load):
+        return None
+    source = tensor_of(body.value)
+    same = body.value.indices == tuple(a.var for a in tensor.op.axis)
+    return source if same and is_reduction(source.op) and source.dtype is _WIDE else None
 
 
 def _scalar(constant: Constant) -> Tensor:
