@@ -394,7 +394,7 @@ def assemble(
     from .codegen.entry import emit_entry
     from .codegen.llvm import compile_kernels
     from .codegen.threadpool import emit_threadpool
-    from .kernels import kernel_infos, specs
+    from .kernels import kernel_infos, kernel_precisions, specs
     from .levels import kernels_text
     from .relay.constant_pool import ConstantPool
     from .relay.passes.plan_memory import plan_memory
@@ -413,7 +413,7 @@ def assemble(
         target=target,
         inputs=specs(module.input_names, plan.inputs, "input"),
         outputs=specs(module.output_names, plan.outputs, "output"),
-        kernels=kernel_infos(plan, kernels),
+        kernels=kernel_infos(plan, kernels, kernel_precisions(module.main)),
         arena_bytes=plan.arena_bytes,
         unshared_bytes=plan.unshared_bytes,
         parameters=parameters,

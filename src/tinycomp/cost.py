@@ -1,4 +1,4 @@
-"""How much work a primitive function is: floating-point operations and bytes."""
+"""How much work a primitive function is, and in which format: operations, bytes, precision."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .dtype import DType
 from .relay.nodes import Binding, Call, Function
 from .relay.op import Op, OpPattern
+from .relay.passes.to_mixed_precision import ALLOWED
 from .types import TensorType
 
 # Operations per result element of what costs more than one; by convention, not by measurement.
@@ -31,6 +33,35 @@ def function_bytes(function: Function) -> int:
         else:
             types.extend(type_.fields)
     return total
+
+
+def function_precision(function: Function) -> str:
+    """The formats of the operands of a function's products and convolutions; of a function without
+    them, of the floats that it reads and writes. Empty where there are no floats.
+
+    >>> from tinycomp.relay.nodes import Var
+    >>> from tinycomp.types import tensor_type
+    >>> x = Var("x", tensor_type((2,), "bfloat16"))
+    >>> function_precision(Function((x,), (), x))
+    'bf16'
+    """
+    calls = [b.value for b in function.bindings if isinstance(b.value, Call)]
+    heavy = [c for c in calls if isinstance(c.op, Op) and c.op.name in ALLOWED]
+    types = [a.type for c in heavy for a in c.args]
+    if not heavy:
+        types = [*(p.type for p in function.params), function.ret_type]
+    names = {_FORMATS[t.dtype] for t in types if isinstance(t, TensorType) and t.dtype in _FORMATS}
+    if any(getattr(c.attrs, "precision", "") == "tf32" for c in heavy):
+        names = (names - {"fp32"}) | {"tf32"}
+    return "+".join(sorted(names))
+
+
+_FORMATS = {
+    DType.FLOAT16: "fp16",
+    DType.BFLOAT16: "bf16",
+    DType.FLOAT32: "fp32",
+    DType.FLOAT64: "fp64",
+}
 
 
 def binding_flops(binding: Binding) -> int:

@@ -14,7 +14,7 @@ from .codegen.cuda import CudaKernel, emit_cuda
 from .codegen.cuda_limits import Launch
 from .codegen.nvrtc import Resources, compile_cuda, library
 from .cost import function_flops
-from .kernels import kernel_infos, kernel_name, primitive_functions, specs
+from .kernels import kernel_infos, kernel_name, kernel_precisions, primitive_functions, specs
 from .levels import kernels_text
 from .relay.constant_pool import ConstantPool
 from .relay.nodes import Function, IRModule
@@ -116,6 +116,19 @@ def _finish(
     return compiled
 
 
+def _precisions(main: Function, kernels: Mapping[str, CompiledCudaKernel]) -> dict[str, str]:
+    """What each kernel computes in: a product that was allowed tf32 but got no tensor cores is
+    float32 still."""
+    found = kernel_precisions(main)
+    for kernel in kernels.values():
+        asked = found[kernel.name]
+        if "mma." in kernel.source:
+            found[kernel.name] = f"{asked} (tensor cores)"
+        else:
+            found[kernel.name] = asked.replace("tf32", "fp32")
+    return found
+
+
 def assemble_cuda(
     module: IRModule,
     kernels: Mapping[str, CompiledCudaKernel],
@@ -138,7 +151,7 @@ def assemble_cuda(
         target=target,
         inputs=specs(module.input_names, plan.inputs, "input"),
         outputs=specs(module.output_names, plan.outputs, "output"),
-        kernels=kernel_infos(plan, kernels),
+        kernels=kernel_infos(plan, kernels, _precisions(module.main, kernels)),
         arena_bytes=plan.arena_bytes,
         unshared_bytes=plan.unshared_bytes,
         parameters=parameters,

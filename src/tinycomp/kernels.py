@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from .codegen.llvm import KernelIR, emit_kernel
 from .codegen.llvm import compile_kernels as compile_llvm
-from .cost import function_flops
+from .cost import function_flops, function_precision
 from .relay.nodes import Call, Function, all_functions
 from .relay.passes.plan_memory import KernelInfo
 from .relay.plan import ExecutionPlan, KernelCall, all_steps
@@ -121,6 +121,11 @@ def _finish(ir: KernelIR, flops: int, target: Target, cache: Cache, entry: str) 
     return kernel
 
 
+def kernel_precisions(main: Function) -> dict[str, str]:
+    """The precision of each kernel of a fused function, by the kernel's name."""
+    return {kernel_name(f): function_precision(f) for f in primitive_functions(main).values()}
+
+
 def specs(names: Sequence[str], types: Sequence[Any], kind: str) -> tuple[ValueSpec, ...]:
     """Inputs or outputs of a model for the manifest; those without names are numbered."""
     names = tuple(names) or tuple(f"{kind}{i}" for i in range(len(types)))
@@ -130,8 +135,11 @@ def specs(names: Sequence[str], types: Sequence[Any], kind: str) -> tuple[ValueS
     )
 
 
-def kernel_infos(plan: ExecutionPlan, kernels: Mapping[str, Any]) -> tuple[ManifestKernel, ...]:
-    """The kernel calls of a plan, for the manifest; `kernels` have name and flops."""
+def kernel_infos(
+    plan: ExecutionPlan, kernels: Mapping[str, Any], precisions: Mapping[str, str]
+) -> tuple[ManifestKernel, ...]:
+    """The kernel calls of a plan, for the manifest; `kernels` have name and flops, `precisions`
+    are by name."""
     flops = {k.name: k.flops for k in kernels.values()}
     return tuple(
         ManifestKernel(
@@ -140,6 +148,7 @@ def kernel_infos(plan: ExecutionPlan, kernels: Mapping[str, Any]) -> tuple[Manif
             step.span.nodes,
             flops[step.kernel],
             sum(ref.nbytes for ref in step.args),
+            precisions[step.kernel],
         )
         for step in all_steps(plan.steps)
         if isinstance(step, KernelCall)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..diagnostics import ModelError, TinycompError
 from ..dims import DimRange
+from ..precision import PrecisionPolicy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,8 +155,9 @@ def compile_model(args: argparse.Namespace, path: str) -> Module:
     config = Config.from_environment()
     if args.no_cache:
         config = dataclasses.replace(config, cache=False)
+    policy = PrecisionPolicy.of(args.precision, parse_overrides(args.precision_of))
     with progress() as report:
-        return compile_with(
+        module = compile_with(
             config,
             path,
             target=args.target,
@@ -168,6 +170,12 @@ def compile_model(args: argparse.Namespace, path: str) -> Module:
             tuning_records=args.tuning_records,
             progress=report,
         )
+    if any(p.is_short for p in policy.used) and not args.target.startswith("cuda"):
+        note(
+            f"precision {policy}: a CPU stores 16 bits and computes in float32; "
+            "that saves memory and can cost time"
+        )
+    return module
 
 
 def require_file(path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +138,7 @@ def _of_manifest(manifest: Manifest) -> dict[str, Any]:
         "inputs": [str(spec) for spec in manifest.inputs],
         "outputs": [str(spec) for spec in manifest.outputs],
         "parameters": manifest.parameters,
+        "precision": _precision(manifest.options),
         "flops": sum(kernel.flops for kernel in manifest.kernels),
         "kernel_calls": len(manifest.kernels),
         "distinct_kernels": len({kernel.name for kernel in manifest.kernels}),
@@ -144,10 +146,23 @@ def _of_manifest(manifest: Manifest) -> dict[str, Any]:
         "unshared_bytes": manifest.unshared_bytes,
         "threads": manifest.max_threads,
         "groups": [
-            {"operators": k.label, "nodes": list(k.nodes), "flops": k.flops, "bytes": k.nbytes}
+            {
+                "operators": k.label,
+                "nodes": list(k.nodes),
+                "flops": k.flops,
+                "bytes": k.nbytes,
+                "precision": k.precision,
+            }
             for k in manifest.kernels
         ],
     }
+
+
+def _precision(options: Mapping[str, Any]) -> str:
+    overrides = options.get("precision_overrides", {})
+    return ", ".join(
+        [options.get("precision", "fp32"), *(f"{k}={v}" for k, v in overrides.items())]
+    )
 
 
 def _show(args: argparse.Namespace, facts: dict[str, Any]) -> None:
@@ -163,11 +178,13 @@ def _show(args: argparse.Namespace, facts: dict[str, Any]) -> None:
     if groups:
         print()
         rows = [
-            (i, g["operators"], f"{g['flops'] / 1e6:.3f}", human_bytes(g["bytes"]),
+            (i, g["operators"], f"{g['flops'] / 1e6:.3f}", human_bytes(g["bytes"]), g["precision"],
              ", ".join(g["nodes"][:4]) + (", ..." if len(g["nodes"]) > 4 else ""))
             for i, g in enumerate(groups)
         ]  # fmt: skip
-        print_table("fused groups", ("call", "operators", "MFLOP", "bytes", "ONNX nodes"), rows)
+        print_table(
+            "fused groups", ("call", "operators", "MFLOP", "bytes", "precision", "ONNX nodes"), rows
+        )
 
 
 def _text(name: str, value: Any) -> str:

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ..diagnostics import MismatchError
+from ..precision import PrecisionPolicy
 from .common import (
     add_compile_options,
     add_input_options,
@@ -13,6 +14,7 @@ from .common import (
     compile_model,
     make_inputs,
     note,
+    parse_overrides,
     print_json,
     print_table,
     require_file,
@@ -26,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="an ONNX file")
     parser.add_argument("--against", choices=["ort"], default="ort", help="the reference engine")
     parser.add_argument(
-        "--tolerance", type=float, default=1e-4,
-        help="largest difference allowed, relative to the output's largest value (default 1e-4)",
+        "--tolerance", type=float,
+        help="largest difference allowed, relative to the output's largest value "
+        "(default 1e-4; 1e-3 for tf32 and fp16, 1e-2 for bf16)",
     )  # fmt: skip
     parser.add_argument(
         "--layerwise", action="store_true",
@@ -44,6 +47,9 @@ def run(args: argparse.Namespace) -> int:
     from .reference import run_reference
 
     require_file(args.model)
+    if args.tolerance is None:
+        policy = PrecisionPolicy.of(args.precision, parse_overrides(args.precision_of))
+        args.tolerance = max(p.tolerance for p in policy.used)
     module = compile_model(args, args.model)
     inputs = make_inputs(args, module)
     results = compare(module.run(inputs), run_reference(args.against, args.model, inputs))

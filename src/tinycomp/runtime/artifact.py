@@ -58,6 +58,8 @@ class KernelInfo:
         nodes: ONNX nodes that it computes.
         flops: floating-point operations of one call (a multiply-add counts two).
         nbytes: bytes of its arguments, each read or written once.
+        precision: of its products and convolutions, such as "bf16"; of other kernels the formats
+            of the floats they read and write; with " (tensor cores)" where these are used.
     """
 
     name: str
@@ -65,6 +67,7 @@ class KernelInfo:
     nodes: tuple[str, ...]
     flops: int
     nbytes: int
+    precision: str = ""
 
 
 @dataclass(frozen=True, slots=True)

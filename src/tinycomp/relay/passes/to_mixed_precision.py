@@ -26,6 +26,8 @@ ALLOWED = frozenset(
 )  # fmt: skip
 """Computed in the short format whatever their operands are; sums are float32 still."""
 
+_UNPACKED = {"nn.matmul_packed": "nn.matmul"}  # the name that users know
+
 FOLLOWING = frozenset(
     {
         "abs", "add", "clip", "copy", "divide", "erf", "maximum", "minimum", "multiply", "negative",
@@ -94,7 +96,7 @@ class _Mutator(ExprMutator):
     def visit_call(self, binding: Binding, call: Call) -> Atom:
         if isinstance(call.op, Function) or not _is_float32(binding.var):
             return self.keep(binding, call)
-        override = self.policy.named(binding.span.nodes, call.op.name)
+        override = self.policy.named(binding.span.nodes, _UNPACKED.get(call.op.name, call.op.name))
         precision = override or self.policy.base
         if precision is Precision.TF32:
             return self._tf32(binding, call)
