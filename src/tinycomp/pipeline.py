@@ -8,16 +8,19 @@ from .precision import PrecisionPolicy
 from .relay.pass_infra import Pass, Sequential
 from .relay.passes.alter_op_layout import AlterOpLayout
 from .relay.passes.canonicalize_ops import CanonicalizeOps
+from .relay.passes.combine_parallel import CombineParallelDense
 from .relay.passes.convert_layout import ConvertLayout
 from .relay.passes.dead_code_elimination import DeadCodeElimination
 from .relay.passes.eliminate_common_subexpr import EliminateCommonSubexpr
 from .relay.passes.fold_constant import FoldConstant
 from .relay.passes.fold_explicit_padding import FoldExplicitPadding
 from .relay.passes.fold_scale_axis import FoldScaleAxis
+from .relay.passes.fuse_attention import FuseAttention
 from .relay.passes.fuse_ops import FuseOps
 from .relay.passes.simplify_expr import SimplifyExpr
 from .relay.passes.simplify_inference import SimplifyInference
 from .relay.passes.to_mixed_precision import ToMixedPrecision
+from .relay.passes.unflatten_products import UnflattenProducts
 from .schedules.tiles import choose_tile
 from .target import Target
 
@@ -33,9 +36,14 @@ def default_pipeline(
     """
     passes: list[Pass] = [SimplifyInference()]
     if opt_level >= 1:
-        passes += [CanonicalizeOps(), FoldConstant(), SimplifyExpr(), EliminateCommonSubexpr()]
+        passes += [CanonicalizeOps(), FoldConstant(), SimplifyExpr(), UnflattenProducts()]
+        passes += [SimplifyExpr(), EliminateCommonSubexpr()]
     if opt_level >= 2:
         passes += [FoldExplicitPadding(), FoldScaleAxis(), FoldConstant()]
+    if opt_level >= 1 and target.kind == "cuda":
+        passes += [FuseAttention(), SimplifyExpr(), EliminateCommonSubexpr()]
+    if opt_level >= 2 and target.kind == "cuda":  # slices are read in place by attention
+        passes += [CombineParallelDense(only_for=frozenset({"nn.attention"}))]
     if opt_level >= 2 and target.kind == "llvm":  # packed layouts are for the CPU's schedules
         passes += [ConvertLayout(), CanonicalizeOps(), FoldConstant(), SimplifyExpr()]
         passes += [EliminateCommonSubexpr()]

@@ -20,6 +20,7 @@ from . import (
     conv_transpose,
     create,
     einsum,
+    fused_attention,
     index,
     layout,
     matmul,
@@ -41,7 +42,7 @@ FAMILIES: tuple[ModuleType, ...] = (
     *(unary, binary, reduce, shape, create, index, scatter, layout, control, einsum),
     *(quantize, quantized_matmul),
     *(matmul, conv, conv_transpose, pool, softmax, norm, activation, rnn, resize),
-    *(attention,),
+    *(attention, fused_attention),
 )
 
 

@@ -43,6 +43,7 @@ def create_func(
     for tensor in inputs:
         declare(tensor)
     nests: list[Stmt] = []
+    scratch: list[Buffer] = []
     span = NO_SPAN
     operations = topological(outputs)
     scans = [op for op in operations if isinstance(op, ScanOp)]
@@ -60,10 +61,15 @@ def create_func(
                 for i in range(step.num_outputs):
                     declare(step.output(i))
         targets = [declare(op.output(i)) for i in range(op.num_outputs)]
-        nests.append(_nest(op, targets, buffers))
+        nest = _nest(op, targets, buffers)
+        while isinstance(nest, Alloc):  # scratch memory of an extern
+            scratch.append(nest.buffer)
+            nest = nest.body
+        nests.append(nest)
         span |= getattr(op, "span", NO_SPAN)
     params = tuple(buffers[t] for t in (*inputs, *outputs))
-    allocs = tuple(b for b in dict.fromkeys(buffers.values()) if b not in params)
+    intermediate = (b for b in dict.fromkeys(buffers.values()) if b not in params)
+    allocs = (*intermediate, *scratch)
     body = nests[0] if len(nests) == 1 else Seq(tuple(nests))
     return PrimFunc(name, params, len(outputs), body, allocs, {}, span), buffers
 

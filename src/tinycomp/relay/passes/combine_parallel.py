@@ -8,7 +8,7 @@ follow each, are joined along the output channels; each branch becomes a slice o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -20,6 +20,7 @@ from ..builder import Builder
 from ..nodes import Atom, Binding, Call, Constant, Function, Var, replace_args
 from ..op import Op
 from ..pass_infra import FunctionPass, PassContext
+from ..pattern import op_name
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ class _Branch:
 
 @dataclass(frozen=True)
 class _CombineParallel(FunctionPass):
-    """Options: `min_branches`, the least number of branches that are joined."""
+    """Options: `min_branches`, the least number of branches that are joined; `only_for`, operators
+    of which one must read a branch, through reshapes at most."""
 
     min_opt_level: ClassVar[int] = 4
     op_name: ClassVar[str]
     min_branches: int = 2
+    only_for: frozenset[str] = frozenset()
 
     def run_function(self, function: Function, ctx: PassContext) -> Function:
         branches = self._branches(function)
@@ -81,7 +84,8 @@ class _CombineParallel(FunctionPass):
             weight = value.args[1].data
             bias = _bias_of(reader.get(binding.var), binding.var, weight.shape[axes[0]], axes[1])
             result = binding.var if bias is None else reader[binding.var].var
-            branches.append(_Branch(binding, weight, bias, result))
+            if not self.only_for or _final_reader(result, reader) in self.only_for:
+                branches.append(_Branch(binding, weight, bias, result))
         return branches
 
     def _join(
@@ -117,9 +121,10 @@ class _CombineParallel(FunctionPass):
 class CombineParallelDense(_CombineParallel):
     """nn.matmul with constant matrices: the projections to query, key and value are one product.
 
-    It stays opt-in (level 4): the slices cost a copy where they do not fuse.
+    The slices cost a copy where they do not fuse; they do into nn.attention.
     """
 
+    min_opt_level: ClassVar[int] = 2
     op_name: ClassVar[str] = "nn.matmul"
 
     def axes(self, binding: Binding) -> tuple[int, int] | None:
@@ -158,6 +163,17 @@ def _split(builder: Builder, wide: Atom, axis: int, sizes: Sequence[int]) -> lis
         first, last = tuple(begin), tuple(end)
         parts.append(builder.call("strided_slice", wide, begin=first, end=last, strides=ones))
     return parts
+
+
+def _final_reader(var: Var, reader: Mapping[Atom, Binding]) -> str:
+    """The operator that alone reads `var`, reshapes left out; empty if there are several."""
+    while var in reader:
+        binding = reader[var]
+        name = op_name(binding.value) if isinstance(binding.value, Call) else ""
+        if name != "reshape":
+            return name
+        var = binding.var
+    return ""
 
 
 def _by_input(branches: list[_Branch]) -> list[list[_Branch]]:

@@ -25,6 +25,7 @@ _EXPENSIVE_NAMES = """
 """
 EXPENSIVE = frozenset(_EXPENSIVE_NAMES.split())
 PROLOGUES = frozenset({"transpose", "strided_slice"})
+SLICES = frozenset({"strided_slice", "reshape"})
 MOVES_ONCE = frozenset({"concatenate", "nn.pad", "reshape", "transpose", "strided_slice"})
 
 
@@ -226,15 +227,26 @@ class Partitioner:
                 self._merge(node, lambda kind, _: kind <= OpPattern.INJECTIVE)
 
     def _fuse_prologues(self) -> None:
-        """Changes of layout go into the convolution that copies its input to pad it anyway."""
+        """Changes of layout go into the convolution that copies its input to pad it anyway, slices
+        into the attention that copies its operands to faster memory."""
         for node, binding in enumerate(self.bindings):
-            value, sink = binding.value, self.tree.parent[node]
-            if sink == NO_PARENT or self.groups[node].members != [node]:
+            sink = self.tree.parent[node]
+            if sink == NO_PARENT or self.groups[node].output != node:
                 continue
-            if isinstance(value, Call) and value.op.name in PROLOGUES:  # type: ignore[union-attr]
-                reader = self.bindings[sink].value
-                if _copies_input(reader) and reader.args[0] is binding.var:
-                    self._merge(node, lambda kind, _: kind <= OpPattern.OUT_ELEMWISE_FUSABLE)
+            reader, members = self.bindings[sink].value, self.groups[node].members
+            names = [_name_of(self.bindings[m].value) for m in members]
+            if names[0] in PROLOGUES and len(names) == 1 and _copies_input(reader):
+                wanted = reader.args[0] is binding.var  # type: ignore[union-attr]
+            else:
+                wanted = _name_of(reader) == "nn.attention" and "strided_slice" in names
+                wanted = wanted and SLICES.issuperset(names)
+            if wanted:
+                self._merge(node, lambda kind, is_sink: is_sink or kind <= OpPattern.INJECTIVE)
+
+
+def _name_of(value: Value) -> str:
+    is_operator = isinstance(value, Call) and isinstance(value.op, Op)
+    return value.op.name if is_operator else ""  # type: ignore[union-attr]
 
 
 def _copies_input(value: Value) -> bool:

@@ -21,6 +21,7 @@ from ...tir.tree import statements
 from ..collapse import collapse_dims
 from ..common import Kernel
 from ..to_te import Compute, to_te
+from .attention import expand_attention
 from .bind import bind_unbound
 from .conv import expand_conv2d, merge_pixels
 from .elementwise import schedule_elementwise
@@ -30,7 +31,11 @@ from .rows import schedule_rows
 
 __all__ = ["build_gpu_kernel", "default_gpu_schedule"]
 
-COMPUTES: dict[str, Compute] = {"nn.matmul": expand_matmul, "nn.conv2d": expand_conv2d}
+COMPUTES: dict[str, Compute] = {
+    "nn.matmul": expand_matmul,
+    "nn.conv2d": expand_conv2d,
+    "nn.attention": expand_attention,
+}
 """Expansions of operators that GPU schedules use instead of `Op.compute`."""
 
 
