@@ -77,10 +77,8 @@ def _infer(attrs: AttentionAttrs, types: Sequence[Type]) -> TensorType:
         mask = tensor_arg(types, i, op)
         fits = mask.rank <= 4 and broadcast_shapes(op, [mask.shape, scores]) == scores
         expect(fits, f"{op}: the mask {mask} does not broadcast to the scores {list(scores)}")
-        expect(
-            mask.dtype is DType.BOOL or mask.dtype is q.dtype,
-            f"{op}: the mask {mask} is neither boolean nor of the operands' dtype",
-        )
+        known = mask.dtype is DType.BOOL or mask.dtype.is_float
+        expect(known, f"{op}: the mask {mask} is neither boolean nor a floating-point tensor")
     shape = (batch, heads, queries, v_depth)
     return TensorType(tuple(shape[a] for a in attrs.out_axes), q.dtype)
 
@@ -168,7 +166,7 @@ def _reference(attrs: AttentionAttrs, arrays: Sequence[np.ndarray]) -> np.ndarra
         if mask.dtype == np.bool_:
             scores = np.where(mask, scores, np.asarray(attrs.fill, q.dtype))
         else:
-            scores = scores + widen(mask)
+            scores = scores + widen(mask).astype(scores.dtype)
     peak = scores.max(axis=3, keepdims=True)
     exps = np.exp(scores - peak)
     out = exps @ v / exps.sum(axis=3, keepdims=True)
@@ -201,7 +199,8 @@ def _samples() -> Iterable[Sample]:
     )  # fmt: skip
     yield sample(draw(1, 2, 70, 20), draw(1, 20, 2, 70), draw(1, 2, 70, 17), k_axes=(0, 2, 3, 1))
     half = [a.astype(np.float16) for a in (q, k, v)]
-    yield Sample(tuple(half), AttentionAttrs(), rtol=2e-3, atol=1e-3)
+    hidden = np.where(visible, 0, np.float32(-1e9))
+    yield Sample((*half, hidden), AttentionAttrs(), rtol=2e-3, atol=1e-3)
 
 
 OPS: tuple[Op, ...] = (

@@ -43,6 +43,10 @@ results are about as large as its operands. All others (exp, logarithms, powers,
 normalisations, softmax, sums) stay in float32."""
 
 
+_OPERANDS = {"nn.attention": 3}
+"""How many arguments are rounded, if not all: masks hold numbers that float16 cannot."""
+
+
 @dataclass(frozen=True)
 class ToMixedPrecision(FunctionPass):
     """Rewrites operators to the precision that `policy` gives them.
@@ -127,9 +131,10 @@ class _Mutator(ExprMutator):
 
     def _shortened(self, binding: Binding, call: Call, dtype: DType) -> Atom:
         assert isinstance(call.op, Op)
+        count = _OPERANDS.get(call.op.name, len(call.args))
         args = [
-            self._round(a, dtype, call.op) if _is_float32(a) else new
-            for a, new in zip(binding.args, call.args, strict=True)
+            self._round(a, dtype, call.op) if _is_float32(a) and i < count else new
+            for i, (a, new) in enumerate(zip(binding.args, call.args, strict=True))
         ]
         result = self.builder.call(call.op, *args, attrs=call.attrs)
         assert isinstance(result.type, TensorType)

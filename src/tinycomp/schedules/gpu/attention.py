@@ -112,7 +112,7 @@ def expand_attention(
     def make(ins: list[Buffer], outs: list[Buffer]) -> Stmt:
         return _Attention(attrs, sizes, tile, ins, outs[0]).kernel()
 
-    return te.extern([out.static_shape], args, make, [out.dtype], name="attention")
+    return [te.extern(out.static_shape, args, make, name="attention", dtype=out.dtype)]
 
 
 # -- loops -------------------------------------------------------------------------------------
