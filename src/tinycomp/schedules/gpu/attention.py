@@ -64,9 +64,10 @@ def choose_attention_tile(
         heads: in the whole batch.
         itemsize: bytes of an element in shared memory.
 
-    >>> choose_attention_tile(12, 128, 64, 64), choose_attention_tile(256, 2048, 128, 128)
-    (AttentionTile(rows=1, columns=4, groups=1, lanes=4), \
-AttentionTile(rows=4, columns=4, groups=2, lanes=4))
+    >>> choose_attention_tile(12, 128, 64, 64)
+    AttentionTile(rows=1, columns=4, groups=1, lanes=4)
+    >>> choose_attention_tile(256, 2048, 64, 64)
+    AttentionTile(rows=4, columns=4, groups=1, lanes=4)
     """
     lanes = next(n for n in (4, 2, 1) if n == 1 or _waste(v_depth, _SIDE * n) <= 1.25)
     groups = math.ceil(v_depth / (_SIDE * lanes))
