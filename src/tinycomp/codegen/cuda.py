@@ -53,7 +53,6 @@ from .cuda_intrinsics import FUNCTIONS
 from .cuda_limits import STATIC_SHARED, Launch, check_launch
 from .cuda_types import STORED, bare
 from .cuda_warp import WARP_HELPERS, is_warp_call, warp_call
-from .expressions import access_of
 from .statements import buffer_bytes
 
 _KEYWORDS = frozenset(
@@ -326,8 +325,8 @@ class _KernelEmitter:
             self.comments.add(comment)
             self.out.line(f"// {comment}")
         buffer, emitter = stmt.buffer, self.expressions
-        access = access_of(buffer, stmt.indices)
-        index = self.names.analyzer.simplify(access.index)
+        access = emitter.place(buffer, stmt.indices)
+        index = access.index
         parts = [index, stmt.value] + ([] if stmt.predicate is None else [stmt.predicate])
         emitter.begin(parts)
         name, lanes = self.names.buffers[buffer], max(access.lanes, 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..diagnostics import InternalError, TinycompError
@@ -29,6 +29,7 @@ from ..ir.expr import (
     Select,
     Var,
 )
+from ..ir.fold import refold
 from ..ir.instruction import InstructionCall, Reinterpret
 from ..ir.node import Node, fold, postorder
 from ..te.simplify import Analyzer
@@ -36,7 +37,7 @@ from ..tir.nodes import Buffer, Scope
 from .cuda_intrinsics import call_text
 from .cuda_operators import binary_text, cast_text
 from .cuda_types import STORED, VALUE, bare, floating, integer
-from .expressions import access_of
+from .expressions import Access, access_of
 
 _INT32 = range(-(2**31), 2**31)
 _MAX_TEXT = 100  # characters of an expression before it gets a variable
@@ -284,8 +285,8 @@ class ExprEmitter:
 
     def _plan_load(self, node: Load) -> tuple[tuple[Expr, ...], Callable[[], list[str]]]:
         buffer: Any = node.source
-        access = access_of(buffer, node.indices)
-        index = self.names.analyzer.simplify(access.index)
+        access = self.place(buffer, node.indices)
+        index = access.index
         lanes = max(node.lanes, 1 if node.predicate is None else node.predicate.lanes)
         operands = (index,) if node.predicate is None else (index, node.predicate)
 
@@ -306,7 +307,17 @@ class ExprEmitter:
 
         return operands, emit
 
-    def element(self, index: Expr, access: Any, lane: int) -> str:
+    def place(self, buffer: Buffer, indices: tuple[Expr, ...]) -> Access:
+        """Where elements lie, in normal form. Lanes that are neighbours in memory are found also
+        where they go from one row of the buffer to the next."""
+        access, simplify = access_of(buffer, indices), self.names.analyzer.simplify
+        if access.scattered:
+            lanes = [simplify(_lane_of(access.index, i)) for i in range(access.lanes)]
+            if all(lane is simplify(lanes[0] + i) for i, lane in enumerate(lanes)):
+                return Access(lanes[0], access.lanes, False)
+        return replace(access, index=simplify(access.index))
+
+    def element(self, index: Expr, access: Access, lane: int) -> str:
         """The text of a lane's element number."""
         if access.scattered:
             return bare(self._lane(index, lane))
@@ -379,6 +390,17 @@ class ExprEmitter:
 
     def _is_costly(self, expr: Expr) -> bool:
         return fold(expr, _costly_step, self._costly)
+
+
+def _lane_of(index: Expr, lane: int) -> Expr:
+    """One lane of a vector of integers."""
+
+    def step(node: Any, parts: list[Any]) -> Any:
+        if isinstance(node, Ramp):
+            return parts[0] + parts[1] * lane
+        return parts[0] if isinstance(node, Broadcast) else refold(node, parts)
+
+    return fold(index, step)
 
 
 _CHEAP = frozenset(

@@ -8,8 +8,8 @@ addresses of each request. From these follow, for every access in the program:
 - in shared memory, how many times the 32 banks of 4 bytes must be asked (wavefronts), against the
   fewest for that many bytes. (CUDA C++ Best Practices Guide, 10.2.1 and 10.2.3.)
 
-Loops run their first two and last iterations, which stand for the others. What is read from memory
-and used as an index is taken to be spread at random.
+Loops run their first, middle and last iterations, which stand for the others. What is read from
+memory and used as an index is taken to be spread at random.
 
 >>> from tinycomp import te
 >>> from tinycomp.tir.lower_gpu import lower_gpu
@@ -43,7 +43,6 @@ from ..tir.nodes import Alloc, Buffer, Evaluate, For, ForKind, PrimFunc, Scope, 
 from ..tir.passes.visit import Visit, drive
 from ..tir.tree import child_statements, statements
 from .cuda_expressions import ExprEmitter, Names, Writer
-from .expressions import access_of
 
 WARP = 32
 SECTOR = 32  # bytes; what a cache line is filled by
@@ -149,12 +148,11 @@ def _launch(func: PrimFunc, root: Stmt) -> LaunchAccess:
     block = tuple(extents.get(f"threadIdx.{d}", 1) for d in "xyz")
     blocks = math.prod(grid)
     trace = _Trace(_width_of(loops))
-    sampled = sorted({0, blocks // 2, blocks - 1})
     with np.errstate(all="ignore"):
-        for number in sampled:
+        for number, times in _sample(blocks):
             threads = Threads(grid, block, number, number + 1)
             group = _Sampled(func, threads, Memory(func.name, {}, False), trace)
-            group.weight = blocks / len(sampled)
+            group.weight = times
             drive(group.visit(root, None))
     buffers = {s.buffer for s in trace.sites.values() if s.buffer.scope is Scope.GLOBAL}
     unique = sum(math.prod(map(as_int, b.shape)) * b.dtype.itemsize for b in buffers)
@@ -171,11 +169,10 @@ def _width_of(loops: Sequence[For]) -> Any:
         names.analyzer.bind(loop.var, loop.min, loop.extent)
 
     def width(buffer: Buffer, indices: tuple[Any, ...], predicate: Any) -> int:
-        access = access_of(buffer, indices)
-        index = names.analyzer.simplify(access.index)
+        access = emitter.place(buffer, indices)
         if predicate is not None or access.scattered or access.lanes == 1:
             return 1
-        return access.lanes if emitter.is_wide(buffer, access.lanes, index) else 1
+        return access.lanes if emitter.is_wide(buffer, access.lanes, access.index) else 1
 
     return width
 

@@ -60,8 +60,7 @@ class LinearForms:
 
     def _make(self, terms: dict[Expr, int], constant: int) -> Linear:
         if self._quotient:
-            self._join_remainders(terms)
-            self._join_quotients(terms)
+            constant += self._join_remainders(terms) + self._join_quotients(terms)
         lo = hi = constant
         exact = True
         for atom, k in terms.items():
@@ -70,21 +69,21 @@ class LinearForms:
             exact = exact and atom not in self._inexact
         return Linear(terms, constant, *((lo, hi) if exact else UNKNOWN), exact)
 
-    def _join_quotients(self, terms: dict[Expr, int]) -> None:
-        """y // c * c + y % c -> y"""
+    def _join_quotients(self, terms: dict[Expr, int]) -> int:
+        """y // c * c + y % c -> y; returns what is constant of it."""
+        constant = 0
         for atom in [t for t in terms if t in self._quotient]:
             quotient, c, y = self._quotient[atom]
             k = terms.get(atom, 0)
-            if k and terms.get(quotient) == k * c and not y.const:
+            if k and terms.get(quotient) == k * c:
                 del terms[atom], terms[quotient]
-                for t, n in y.terms.items():
-                    terms[t] = terms.get(t, 0) + k * n
-                    if not terms[t]:
-                        del terms[t]
+                constant += _add_scaled(terms, y, k)
+        return constant
 
-    def _join_remainders(self, terms: dict[Expr, int]) -> None:
+    def _join_remainders(self, terms: dict[Expr, int]) -> int:
         """y // c % m * c + y % c -> y % (m * c), as of an index that was taken apart and put
-        together again."""
+        together again; returns what is constant of it."""
+        constant = 0
         for low in [t for t in terms if t in self._quotient]:
             quotient, c, y = self._quotient[low]
             k = terms.get(low, 0)
@@ -92,15 +91,9 @@ class LinearForms:
                 _, m, digit = self._quotient[high]
                 if digit.terms == {quotient: 1} and not digit.const:
                     del terms[low], terms[high]
-                    joined = self._mod_const(y, m * c)
-                    if joined.const:  # keeps the constant of the form apart
-                        terms[low], terms[high] = k, k * c
-                        continue
-                    for t, n in joined.terms.items():
-                        terms[t] = terms.get(t, 0) + k * n
-                        if not terms[t]:
-                            del terms[t]
+                    constant += _add_scaled(terms, self._mod_const(y, m * c), k)
                     break
+        return constant
 
     def _combine(self, a: Linear, b: Linear, k: int = 1) -> Linear:
         """a + k * b"""
@@ -303,6 +296,15 @@ class LinearForms:
             if gcds[cut - 1] > 1 and rest.lo >= 0 and rest.hi < gcds[cut - 1]:
                 return gcds[cut - 1], dict(order[:cut]), small
         return 1, {}, {}
+
+
+def _add_scaled(terms: dict[Expr, int], form: Linear, k: int) -> int:
+    """terms += k * form, in place; returns the constant."""
+    for t, n in form.terms.items():
+        terms[t] = terms.get(t, 0) + k * n
+        if not terms[t]:
+            del terms[t]
+    return k * form.const
 
 
 def _int(value: int) -> Expr:

@@ -61,7 +61,7 @@ def default_gpu_schedule(function: Function, target: Target, name: str) -> Sched
     if "gemm" in tags:
         schedule_gemm(kernel, tags["gemm"])
     elif not reductions:
-        schedule_elementwise(kernel)
+        kernel = schedule_elementwise(kernel)
     elif len(outputs) == 1 and all(r.num_outputs == 1 for r in reductions):
         from .. import _shared_rows  # the CPU's table of schedules, which imports this package
 

@@ -45,14 +45,17 @@ def uniform_conditions(func: PrimFunc) -> PrimFunc:
     return func if body is func.body else replace(func, body=body)
 
 
+def is_condition(node: Any) -> bool:
+    """Whether an expression is a comparison."""
+    return isinstance(node, Binary) and node.dtype is DType.BOOL and node.op not in _CONNECTIVES
+
+
 def _uniform(loop: For, analyzer: Analyzer) -> For:
     if not isinstance(loop.extent, IntImm) or loop.extent.value > _MAX_LANES:
         return loop
     first: dict[Any, Any] = {}
     for node in postorder(loop.body):
-        if not isinstance(node, Binary) or node.dtype is not DType.BOOL:
-            continue
-        if node.op not in _CONNECTIVES and uses(node, [loop.var]):
+        if is_condition(node) and uses(node, [loop.var]):
             same = _in_every_lane(node, loop.var, loop.min, loop.extent.value, analyzer)
             if same is not None:
                 first[node] = same

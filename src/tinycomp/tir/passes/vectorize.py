@@ -136,11 +136,13 @@ def _has_vectors(body: Stmt) -> bool:
 
 def _native_lanes(body: Stmt, target: Target) -> int:
     """Lanes of a vector register for the widest element that the loop moves; what is computed in
-    float16 and bfloat16 is float32 on the way."""
+    float16 and bfloat16 is float32 on the way. On a GPU only accesses are vectors, not values."""
     moved = [s.buffer.dtype for s in statements(body) if isinstance(s, Store)]
     moved += [n.dtype for n in postorder(body) if isinstance(n, Load)]
-    copies = all(_is_copy(s) for s in statements(body) if isinstance(s, Store))
-    computed = {} if copies else {DType.FLOAT16: DType.FLOAT32, DType.BFLOAT16: DType.FLOAT32}
+    stored = target.kind == "cuda" or all(
+        _is_copy(s) for s in statements(body) if isinstance(s, Store)
+    )
+    computed = {} if stored else {DType.FLOAT16: DType.FLOAT32, DType.BFLOAT16: DType.FLOAT32}
     return min((target.lanes(computed.get(d, d)) for d in moved), default=1)
 
 

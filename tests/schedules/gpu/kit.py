@@ -1,0 +1,61 @@
+"""Kernels of single operators and small chains for a GPU: values by the executor, accesses by
+analysis."""
+
+import numpy as np
+
+from tinycomp.codegen.gpu_access import find_accesses
+from tinycomp.dtype import DType
+from tinycomp.kernels import kernel_name
+from tinycomp.ops import default_ops
+from tinycomp.relay.builder import Builder
+from tinycomp.relay.interpreter import evaluate
+from tinycomp.relay.nodes import Call, Function
+from tinycomp.relay.pass_infra import PassContext
+from tinycomp.relay.passes.fuse_ops import FuseOps
+from tinycomp.schedules import build_kernel
+from tinycomp.target import Target
+from tinycomp.tir.gpu_executor import run
+
+TARGET = Target.parse("cuda -arch=sm_90a")
+OPS = default_ops()
+
+
+def fused(make, *inputs):
+    """The one kernel that `make(builder, *params)` becomes, for inputs of (shape, dtype)."""
+    builder = Builder(OPS, fold=False)
+    params = [builder.param(f"x{i}", s, DType(d)) for i, (s, d) in enumerate(inputs)]
+    whole = builder.finish(make(builder, *params))
+    function = FuseOps().run_function(whole, PassContext(OPS, TARGET, 3))
+    calls = [b.value.op for b in function.bindings if isinstance(b.value, Call)]
+    (function,) = [op for op in calls if isinstance(op, Function)]
+    return function
+
+
+def kernel(make, *inputs):
+    """The kernel for a GPU."""
+    function = fused(make, *inputs)
+    return build_kernel(function, TARGET, kernel_name(function))
+
+
+def launches(make, *inputs):
+    return find_accesses(kernel(make, *inputs))
+
+
+def check(make, *inputs, seed=0, rtol=1e-5, atol=1e-6, low=-3.0, high=3.0):
+    """The kernel on the executor, with races looked for, against relay's interpreter."""
+    function = fused(make, *inputs)
+    func = build_kernel(function, TARGET, kernel_name(function))
+    rng = np.random.default_rng(seed)
+    arrays = [(rng.uniform(low, high, shape)).astype(DType(dtype).numpy) for shape, dtype in inputs]
+    wanted = evaluate(function, arrays)
+    shapes = [[d.value for d in b.shape] for b in func.params]
+    outs = [np.zeros(s, b.dtype.numpy) for s, b in zip(shapes, func.params, strict=True)]
+    outs = outs[-func.num_outputs :]
+    given = [a.reshape(s) for a, s in zip(arrays, shapes, strict=False)]
+    run(func, [*given, *outs])
+    for got, value in zip(outs, wanted, strict=True):
+        np.testing.assert_allclose(
+            got.astype(np.float64).reshape(-1), np.asarray(value).astype(np.float64).reshape(-1),
+            rtol, atol,
+        )  # fmt: skip
+    return func
