@@ -17,6 +17,7 @@ _IN_FLIGHT = 64
 """Bytes that a thread should ask for before it waits. With 2048 threads on a multiprocessor that is
 several times what hides the latency of memory (Little's law: 4.3 TB/s * 600 ns / 132 = 20 KB)."""
 _TILE = 32  # side of a transposed tile: a line of 128 bytes in float32
+_BANK_BYTES = 128  # of shared memory that are read at once
 _WIDE_TILE = 64  # for elements of one or two bytes, and for large tensors
 
 
@@ -110,7 +111,7 @@ def _schedule_transposed(kernel: Kernel, stage: Stage, across: Var, loads: list[
     _bind_tile(stage, [row, column])
     for name, size in sources.items():
         copy = kernel.schedule.cache_read(name, "shared", [stage.block_name])
-        _place_tile(kernel, copy, stage, block, max(1, 4 // size))
+        _place_tile(kernel, copy, stage, block, size)
 
 
 def _tile_sides(across: int, last: int, itemsize: int, total: int) -> tuple[int, int]:
@@ -135,15 +136,21 @@ def _bind_tile(stage: Stage, axes: list[Var]) -> None:
 
 
 def _place_tile(
-    kernel: Kernel, copy: CachedTensor, target: Stage, block: Var, padding: int
+    kernel: Kernel, copy: CachedTensor, target: Stage, block: Var, itemsize: int
 ) -> None:
-    """The tile of an input, in shared memory with padded lines."""
+    """The tile of an input, in shared memory with padded lines.
+
+    A step from line to line moves by so many banks that all lines (up to as many as there are
+    banks) of a column are in different ones.
+    """
     tile = kernel.schedule[copy]
-    wide = [d for d, a in enumerate(tile.axes) if extent_of(tile, a) > 1]
     tile.compute_at(target, block)
     own = [a for a in tile.axes if a is not block]
     sizes = [extent_of(tile, a) for a in own]
     lines = [d for d, size in enumerate(sizes) if size > 1]
-    if len(lines) > 1 and len(wide) > 1:
-        tile.storage_align(own[lines[-2]], 32 * padding, padding)
+    if len(lines) > 1 and sizes[lines[-1]] >= _TILE:
+        banks = _BANK_BYTES // max(itemsize, 4)
+        unit = max(1, 4 // itemsize)  # elements of one bank
+        step = -(-banks // min(banks, math.prod(sizes[: lines[-1]])))
+        tile.storage_align(own[lines[-2]], banks * unit, step * unit % (banks * unit))
     _bind_tile(tile, own)
