@@ -16,18 +16,21 @@ if TYPE_CHECKING:
     from .compiler import compile
     from .diagnostics import TinycompError
     from .driver import build, lower
+    from .extension import Extension
     from .runtime.module import Module, load
     from .target import Target
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Module", "Target", "TinycompError", "__version__", "build", "compile", "load", "lower",
+    "Extension", "Module", "Target", "TinycompError", "__version__", "build", "compile", "load",
+    "lower",
 ]  # fmt: skip
 
 _EXPORTS = {
     "build": "tinycomp.driver",
     "compile": "tinycomp.compiler",
+    "Extension": "tinycomp.extension",
     "load": "tinycomp.runtime.module",
     "lower": "tinycomp.driver",
     "Module": "tinycomp.runtime.module",

@@ -22,6 +22,7 @@ import numpy as np
 from .config import Config
 from .diagnostics import ArtifactError, MemoryBudgetError, ModelError, TinycompError
 from .dims import DimRange, split_dims
+from .extension import NO_EXTENSION, Extension
 from .precision import Precision, PrecisionPolicy
 from .runtime.arrays import aligned_empty
 from .runtime.artifact import Artifact, Manifest, ValueSpec
@@ -64,6 +65,7 @@ def compile(
     precision_overrides: Mapping[str, str] | None = None,
     tuning_records: str | os.PathLike[str] | None = None,
     progress: Reporter | None = None,
+    extension: Extension | None = None,
 ) -> Module:
     """Compile a model.
 
@@ -86,6 +88,7 @@ def compile(
             and over operators: `{"conv2d": "bf16", "*/lm_head/*": "fp32"}`; the last match counts.
         tuning_records: a file of the autotuner's records.
         progress: called as `(stage, done, total)`.
+        extension: operators, importers, passes and schedules besides tinycomp's own.
 
     Raises:
         TinycompError: the model is damaged (ModelError), uses what is not supported
@@ -107,6 +110,7 @@ def compile(
         precision_overrides=precision_overrides,
         tuning_records=tuning_records,
         progress=progress,
+        extension=extension,
     )
 
 
@@ -122,13 +126,14 @@ class Options:
     precision: PrecisionPolicy = field(default_factory=PrecisionPolicy)
     tuning_records: str = ""
     memory_budget: int = field(default_factory=lambda: Config().memory_budget)
+    extension: Extension = NO_EXTENSION
 
     def text(self) -> str:
         """The same text for the same options; the memory budget changes no result."""
         shapes, dims = sorted(self.input_shapes.items()), sorted(self.dims.items())
         return repr(
             (self.target, shapes, dims, self.num_threads, self.opt_level, str(self.precision),
-             self.tuning_records)
+             self.tuning_records, self.extension.name)
         )  # fmt: skip
 
     def recorded(self) -> dict[str, Any]:
@@ -138,6 +143,7 @@ class Options:
             "opt_level": self.opt_level,
             "precision": str(self.precision.base),
             **({"precision_overrides": overrides} if overrides else {}),
+            **({} if self.extension.is_empty else {"extension": self.extension.name}),
         }
 
 
@@ -154,6 +160,7 @@ def compile_with(
     precision_overrides: Mapping[str, str] | None = None,
     tuning_records: str | os.PathLike[str] | None = None,
     progress: Reporter | None = None,
+    extension: Extension | None = None,
 ) -> Module:
     """`compile` with explicit settings instead of those of the environment."""
     if num_threads is None:
@@ -168,11 +175,13 @@ def compile_with(
         PrecisionPolicy.of(precision, precision_overrides),
         _read_records(tuning_records),
         config.memory_budget,
+        extension or NO_EXTENSION,
     )
     _check(options)
     source = Source.of(model)
-    job = _Job(Cache.from_config(config), options, source, progress or _silent)
-    lazy = LazyModel(functools.partial(_read_model, model, source))
+    cache = Cache.from_config(config) if options.extension.is_cacheable else Cache(None)
+    job = _Job(cache, options, source, progress or _silent)
+    lazy = LazyModel(functools.partial(_read_model, model, source, options.extension))
     inputs, outputs = _interface(job, lazy, ranges)
     names = open_dims(inputs)
     if not names:
@@ -194,6 +203,12 @@ def open_dynamic(artifact: Artifact, *, num_threads: int | None = None) -> Modul
 
     manifest, config = artifact.manifest, Config.from_environment()
     made = manifest.options
+    if made.get("extension"):
+        raise TinycompError(
+            f"the sizes of this model are compiled when needed, with {made['extension']!r}, which "
+            "an artifact does not hold",
+            hint="compile the model again with its extension",
+        )
     options = Options(
         manifest.target,
         {name: tuple(shape) for name, shape in made["input_shapes"].items()},
@@ -236,7 +251,7 @@ class _Job:
         return dataclasses.replace(artifact, manifest=manifest)
 
 
-def _read_model(model: Model, source: Source) -> OnnxModel | IRModule:
+def _read_model(model: Model, source: Source, extension: Extension) -> OnnxModel | IRModule:
     from .frontend.onnx import OnnxModel
     from .relay.nodes import IRModule
 
@@ -246,7 +261,8 @@ def _read_model(model: Model, source: Source) -> OnnxModel | IRModule:
         raise ModelError(
             f"model file {model} has changed since it was opened", hint="compile the model again"
         )
-    return OnnxModel.read(Path(model) if isinstance(model, os.PathLike) else model)
+    path_or_data = Path(model) if isinstance(model, os.PathLike) else model
+    return OnnxModel.read(path_or_data, extension.importers())
 
 
 def _interface(job: _Job, lazy: LazyModel, ranges: Mapping[str, DimRange]) -> Interface:
@@ -296,12 +312,12 @@ def _dynamic_manifest(
 
 def _specializer(job: _Job, lazy: LazyModel) -> ModelSpecializer:
     def specialize(model: Any, sizes: Mapping[str, int]) -> IRModule:
-        from .ops import default_ops
         from .relay.pass_infra import PassContext
         from .relay.passes.simplify_inference import SimplifyInference
 
         options = dataclasses.replace(job.options, dims={**job.options.dims, **sizes})
-        return SimplifyInference().run(import_model(model, options), PassContext(default_ops()))
+        ctx = PassContext(options.extension.op_set())
+        return SimplifyInference().run(import_model(model, options), ctx)
 
     return ModelSpecializer(lazy, lambda sizes: job.artifact(lazy, sizes), specialize)
 
@@ -310,20 +326,21 @@ def build(model: Model, options: Options, cache: Cache, report: Reporter) -> Art
     """Compile without looking for a finished artifact."""
     from .cuda_kernels import assemble_cuda, compile_cuda_kernels
     from .kernels import compile_kernels
-    from .ops import default_ops
-    from .relay.pass_infra import PassContext
+    from .relay.pass_infra import PassContext, Sequential
 
     report("import", 0, 1)
     module = import_model(model, options)
     check_overrides(module, options.precision)
     report("optimize", 0, 1)
-    ctx = PassContext(default_ops(), options.target, options.opt_level)
+    extension = options.extension
+    ctx = PassContext(extension.op_set(), options.target, options.opt_level)
     parameters = parameter_count(module)
+    module = Sequential(extension.passes).run(module, ctx)
     module = optimize(module, ctx, options.target, options.precision)
     if options.target.kind == "cuda":
         return assemble_cuda(
             module,
-            compile_cuda_kernels(module.main, options.target, cache, report),
+            compile_cuda_kernels(module.main, options.target, cache, report, extension),
             options.target,
             options.recorded(),
             parameters,
@@ -341,11 +358,15 @@ def import_model(model: Model, options: Options) -> IRModule:
         return _fix_dims(model, options.dims)
     from .frontend.onnx import OnnxModel, from_onnx
 
+    ops, importers = options.extension.op_set(), options.extension.importers()
     if isinstance(model, OnnxModel):
-        return model.specialize(options.input_shapes, options.dims, options.memory_budget)
+        shapes, dims, budget = options.input_shapes, options.dims, options.memory_budget
+        return model.specialize(shapes, dims, budget, ops, importers)
     path_like = isinstance(model, os.PathLike)
     return from_onnx(
         Path(model) if path_like else model,  # type: ignore[arg-type]
+        ops=ops,
+        importers=importers,
         input_shapes=options.input_shapes,
         dims=options.dims,
         memory_budget=options.memory_budget,
@@ -468,6 +489,11 @@ def _check(options: Options) -> None:
     if options.opt_level not in range(4):
         raise TinycompError(f"opt_level must be 0, 1, 2 or 3, not {options.opt_level}")
     _check_precision(options.precision, options.target)
+    if options.extension.lowering and options.target.kind != "llvm":
+        raise TinycompError(
+            f"the extension's lowering passes are for CPUs, not for {options.target}",
+            hint="leave them out for this target",
+        )
     for name, shape in options.input_shapes.items():
         if any(not isinstance(d, int | np.integer) or d < 0 for d in shape):
             raise TinycompError(f"input_shapes: {list(shape)} of {name!r} is not a list of sizes")

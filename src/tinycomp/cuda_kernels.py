@@ -14,6 +14,7 @@ from .codegen.cuda import CudaKernel, emit_cuda
 from .codegen.cuda_limits import Launch
 from .codegen.nvrtc import Resources, compile_cuda, library
 from .cost import function_flops
+from .extension import NO_EXTENSION, Extension
 from .kernels import kernel_infos, kernel_name, kernel_precisions, primitive_functions, specs
 from .levels import kernels_text
 from .relay.constant_pool import ConstantPool
@@ -70,15 +71,21 @@ class CompiledCudaKernel:
         )
 
 
-def generate_cuda(function: Function, target: Target) -> CudaKernel:
+def generate_cuda(
+    function: Function, target: Target, extension: Extension = NO_EXTENSION
+) -> CudaKernel:
     """te, schedule, tir and CUDA C++ of one primitive function."""
     name = kernel_name(function)
-    func = build_kernel(function, target, name)
+    func = build_kernel(function, target, name, extension)
     return emit_cuda(func, target.arch, label_of(function))
 
 
 def compile_cuda_kernels(
-    main: Function, target: Target, cache: Cache, report: Callable[[str, int, int], None]
+    main: Function,
+    target: Target,
+    cache: Cache,
+    report: Callable[[str, int, int], None],
+    extension: Extension = NO_EXTENSION,
 ) -> dict[str, CompiledCudaKernel]:
     """The distinct kernels of a fused function, by structural key, compiled for `target.arch`.
 
@@ -92,12 +99,14 @@ def compile_cuda_kernels(
     report("compile kernels", 0, len(functions))
     with ThreadPoolExecutor(_WORKERS) as pool:
         for done, (key, function) in enumerate(functions.items()):
-            entry = content_key("cuda", key, kernel_name(function), repr(target), source_digest())
+            entry = content_key(
+                "cuda", key, kernel_name(function), repr(target), extension.key, source_digest()
+            )
             stored = cache.get(entry)
             if stored is not None:
                 pending[key] = CompiledCudaKernel.from_bytes(stored)
             else:
-                kernel = generate_cuda(function, target)
+                kernel = generate_cuda(function, target, extension)
                 flops = function_flops(function)
                 pending[key] = pool.submit(_finish, kernel, flops, target, cache, entry)
             report("compile kernels", done + 1, len(functions))

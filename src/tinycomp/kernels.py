@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from .codegen.llvm import KernelIR, emit_kernel
 from .codegen.llvm import compile_kernels as compile_llvm
 from .cost import function_flops, function_precision
+from .extension import NO_EXTENSION, Extension
 from .relay.nodes import Call, Function, all_functions
 from .relay.passes.plan_memory import KernelInfo
 from .relay.plan import ExecutionPlan, KernelCall, all_steps
@@ -26,6 +27,9 @@ class KernelOptions(Protocol):
 
     @property
     def target(self) -> Target: ...
+
+    @property
+    def extension(self) -> Extension: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +78,11 @@ def kernel_name(function: Function) -> str:
     return f"{function.attrs['name']}_{function.attrs['key'][:12]}"
 
 
-def lower_kernel(function: Function, target: Target) -> KernelIR:
+def lower_kernel(
+    function: Function, target: Target, extension: Extension = NO_EXTENSION
+) -> KernelIR:
     """te, schedule, tir and LLVM IR of one primitive function."""
-    return emit_kernel(build_kernel(function, target, kernel_name(function)), target)
+    return emit_kernel(build_kernel(function, target, kernel_name(function), extension), target)
 
 
 def compile_kernels(
@@ -96,12 +102,15 @@ def compile_kernels(
     report("compile kernels", 0, len(functions))
     with ThreadPoolExecutor(1) as pool:
         for done, (key, function) in enumerate(functions.items()):
-            entry = content_key("kernel", key, kernel_name(function), repr(target), source_digest())
+            entry = content_key(
+                "kernel", key, kernel_name(function), repr(target), options.extension.key,
+                source_digest(),
+            )  # fmt: skip
             stored = cache.get(entry)
             if stored is not None:
                 pending[key] = CompiledKernel.from_bytes(stored)
             else:
-                ir = lower_kernel(function, target)
+                ir = lower_kernel(function, target, options.extension)
                 flops = function_flops(function)
                 pending[key] = pool.submit(_finish, ir, flops, target, cache, entry)
             report("compile kernels", done + 1, len(functions))

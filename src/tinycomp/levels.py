@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 
 from .codegen.llvm import assembly
 from .diagnostics import TinycompError
+from .extension import NO_EXTENSION, Extension
 from .kernels import kernel_name, lower_kernel, primitive_functions
-from .ops import default_ops
 from .relay.nodes import Function
 from .relay.parser import parse_function
 from .runtime.artifact import Artifact
@@ -24,12 +24,19 @@ from .te.tensor import ComputeOp, topological
 _SEPARATOR = "\n\n"
 
 
-def render(artifact: Artifact, level: str) -> str:
+def render(artifact: Artifact, level: str, extension: Extension = NO_EXTENSION) -> str:
     """The kernels of an artifact at a level: "te", "tir", "llvm" or "asm".
 
     Raises:
-        TinycompError: another version of tinycomp made the artifact.
+        TinycompError: another version of tinycomp, or another extension, made the artifact.
     """
+    used = artifact.manifest.options.get("extension", "")
+    if used != extension.name:
+        raise TinycompError(
+            f"the artifact was compiled with {used or 'no extension'!r}, "
+            f"so its {level} cannot be shown with {extension.name or 'no extension'!r}",
+            hint="pass the extension it was compiled with: module.ir(level, extension)",
+        )
     if artifact.manifest.generator != source_digest():
         raise TinycompError(
             f"another version of tinycomp ({artifact.manifest.tinycomp}) made this artifact, "
@@ -37,12 +44,13 @@ def render(artifact: Artifact, level: str) -> str:
             hint="compile the model again to see it",
         )
     one, target = _RENDERERS[level], artifact.manifest.target
-    return "\n\n".join(one(function, target) for function in kernel_functions(artifact))
+    functions = kernel_functions(artifact, extension)
+    return "\n\n".join(one(function, target, extension) for function in functions)
 
 
-def kernel_functions(artifact: Artifact) -> list[Function]:
+def kernel_functions(artifact: Artifact, extension: Extension = NO_EXTENSION) -> list[Function]:
     """The distinct primitive functions that an artifact's kernels compute."""
-    ops = default_ops()
+    ops = extension.op_set()
     texts = artifact.texts["kernels"].split(_SEPARATOR)
     return [parse_function(text, ops) for text in texts if text]
 
@@ -52,7 +60,7 @@ def kernels_text(main: Function) -> str:
     return _SEPARATOR.join(map(str, primitive_functions(main).values()))
 
 
-def _te(function: Function, target: Target) -> str:
+def _te(function: Function, target: Target, extension: Extension) -> str:
     _, outputs = to_te(function)
     lines = [f"# {kernel_name(function)}"]
     for op in topological(outputs):
@@ -62,19 +70,19 @@ def _te(function: Function, target: Target) -> str:
     return "\n".join(lines)
 
 
-def _tir(function: Function, target: Target) -> str:
-    return str(build_kernel(function, target, kernel_name(function)))
+def _tir(function: Function, target: Target, extension: Extension) -> str:
+    return str(build_kernel(function, target, kernel_name(function), extension))
 
 
-def _llvm(function: Function, target: Target) -> str:
-    return lower_kernel(function, target).llvm_text
+def _llvm(function: Function, target: Target, extension: Extension) -> str:
+    return lower_kernel(function, target, extension).llvm_text
 
 
-def _asm(function: Function, target: Target) -> str:
-    return assembly(_llvm(function, target), target)
+def _asm(function: Function, target: Target, extension: Extension) -> str:
+    return assembly(_llvm(function, target, extension), target)
 
 
-_RENDERERS: Mapping[str, Callable[[Function, Target], str]] = {
+_RENDERERS: Mapping[str, Callable[[Function, Target, Extension], str]] = {
     "te": _te,
     "tir": _tir,
     "llvm": _llvm,

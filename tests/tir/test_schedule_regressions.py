@@ -107,6 +107,14 @@ def reduction_of_nothing_in_the_loops_that_would_produce_it(s):
         s["C"].reverse_compute_at("B", "i.j.fused")
 
 
+@case("matmul_packed", 7, 11, 2)
+def memory_shared_in_one_copy_of_a_partitioned_loop_alone(s):
+    s.rfactor("C", "k")
+    s["C.rf"].pad("i", 3)
+    s["C"].reverse_compute_at("C.rf", "i")
+    s["packed"].compute_at("C.rf", "i")
+
+
 @pytest.mark.parametrize(("apply", "computation", "sizes", "bits"), CASES)
 def test_schedule_computes_what_the_expressions_say(apply, computation, sizes, bits):
     made = COMPUTATIONS[computation](*sizes)

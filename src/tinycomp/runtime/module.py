@@ -20,6 +20,7 @@ import numpy as np
 from ..config import Config
 from ..diagnostics import ArtifactError, ExecutionError, Span, TinycompError
 from ..dims import DimRange
+from ..extension import NO_EXTENSION, Extension
 from ..target import default_num_threads
 from .arrays import address, allocate, bind_arguments, check_input, check_names, resident
 from .artifact import Artifact, Manifest, ValueSpec, foreign_reason
@@ -173,13 +174,15 @@ class Module:
         """Write the artifact, one file that `tinycomp.load` and `tinycomp run` take."""
         self._artifact.save(path)
 
-    def ir(self, level: str) -> str:
+    def ir(self, level: str, extension: Extension = NO_EXTENSION) -> str:
         """The model at one level: "relay" (fused), "te", "tir", then "llvm" or "asm", or "cuda".
 
-        Below relay these are the kernels, each distinct one once.
+        Below relay these are the kernels, each distinct one once; `extension` is what the model
+        was compiled with.
 
         Raises:
-            TinycompError: no such level, or another version of tinycomp made the artifact.
+            TinycompError: no such level, or another version of tinycomp, or with another extension,
+                made the artifact.
         """
         if level not in self.levels:
             names = ", ".join(self.levels)
@@ -188,7 +191,7 @@ class Module:
             return self._artifact.texts[level]
         from ..levels import render  # above this layer: showing a kernel generates it again
 
-        return render(self._artifact, level)
+        return render(self._artifact, level, extension)
 
     def __repr__(self) -> str:
         inputs, outputs = (", ".join(map(str, specs)) for specs in (self.inputs, self.outputs))

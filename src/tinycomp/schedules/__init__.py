@@ -6,18 +6,23 @@ lane reductions (pooling, depthwise convolution), rows (softmax, normalisation),
 
 from __future__ import annotations
 
+from ..extension import NO_EXTENSION, Extension
 from ..ir.expr import Load, variables
 from ..ir.node import postorder
-from ..relay.nodes import Function
+from ..relay.nodes import Call, Function
+from ..relay.op import Op
 from ..target import Target
 from ..te.tensor import ComputeOp
 from ..tir.lower import lower
+from ..tir.lower_gpu import lower_gpu
 from ..tir.nodes import PrimFunc
 from ..tir.schedule import Schedule, create_schedule
+from ..tir.verify import verify
 from .collapse import collapse_dims
 from .common import Kernel
 from .elementwise import schedule_elementwise
 from .gpu import build_gpu_kernel
+from .gpu.bind import bind_unbound
 from .matmul import schedule_matmul
 from .reduction import schedule_lane_reduction
 from .rows import schedule_rows
@@ -27,15 +32,29 @@ from .window import schedule_conv
 __all__ = ["build_kernel", "default_schedule"]
 
 
-def build_kernel(function: Function, target: Target, name: str) -> PrimFunc:
+def build_kernel(
+    function: Function, target: Target, name: str, extension: Extension = NO_EXTENSION
+) -> PrimFunc:
     """The lowered kernel of a primitive function under its default schedule."""
     if target.kind == "cuda":
+        own = _hooked_schedule(function, target, name, extension)
+        if own is not None:
+            return lower_gpu(bind_unbound(own.func))
         return build_gpu_kernel(function, target, name)
-    return lower(default_schedule(function, target, name).func, target)
+    func = lower(default_schedule(function, target, name, extension).func, target)
+    for lowering_pass in extension.lowering:
+        func = lowering_pass(func, target)
+        verify(func, lowered=True)
+    return func
 
 
-def default_schedule(function: Function, target: Target, name: str) -> Schedule:
+def default_schedule(
+    function: Function, target: Target, name: str, extension: Extension = NO_EXTENSION
+) -> Schedule:
     """The default schedule of a primitive function, not yet lowered."""
+    own = _hooked_schedule(function, target, name, extension)
+    if own is not None:
+        return own
     inputs, outputs = to_te(collapse_dims(function))
     schedule = create_schedule(outputs, inputs, name)
     kernel = Kernel(schedule, outputs, target)
@@ -55,6 +74,20 @@ def default_schedule(function: Function, target: Target, name: str) -> Schedule:
         else:
             schedule_lane_reduction(kernel, reductions[0])
     return schedule
+
+
+def _hooked_schedule(
+    function: Function, target: Target, name: str, extension: Extension
+) -> Schedule | None:
+    """The schedule of the first hook that makes one."""
+    values = (b.value for b in function.bindings)
+    names = [v.op.name for v in values if isinstance(v, Call) and isinstance(v.op, Op)]
+    for hook in (extension.schedules[n] for n in dict.fromkeys(names) if n in extension.schedules):
+        inputs, outputs = to_te(collapse_dims(function))
+        kernel = Kernel(create_schedule(outputs, inputs, name), outputs, target)
+        if hook(kernel):
+            return kernel.schedule
+    return None
 
 
 def _shared_rows(reductions: list[ComputeOp]) -> int:

@@ -34,6 +34,7 @@ def from_onnx(
     model: Model,
     *,
     ops: OpSet | None = None,
+    importers: Mapping[str, OnnxImport] | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
     memory_budget: int | None = None,
@@ -46,6 +47,7 @@ def from_onnx(
     Args:
         model: a path, the bytes of a file, or a ModelProto (which is not changed).
         ops: the operator set, `default_ops()` if None.
+        importers: by operator type, `onnx_importers()` if None.
         input_shapes: shapes by input name, where the model leaves them open.
         dims: sizes of symbolic dimensions by name.
         memory_budget: bytes that one tensor may have; default: this machine's memory.
@@ -66,6 +68,7 @@ def from_onnx(
     return import_normalized(
         normalize(read_model(model)),
         ops=ops,
+        importers=importers,
         input_shapes=input_shapes,
         dims=dims,
         memory_budget=memory_budget,
@@ -76,12 +79,13 @@ def import_normalized(
     proto: Normalized,
     *,
     ops: OpSet | None = None,
+    importers: Mapping[str, OnnxImport] | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
     memory_budget: int | None = None,
 ) -> IRModule:
     """`from_onnx` of a model that has been read; it may be imported again for other sizes."""
-    importers = onnx_importers()
+    importers = onnx_importers() if importers is None else importers
     check_supported(proto.graph, importers)
     builder = Builder(default_ops() if ops is None else ops)
     scope = Scope(

@@ -11,7 +11,9 @@ import onnx
 
 from ...dtype import DType
 from ...ops import onnx_importers
+from ...ops.onnx_node import OnnxImport
 from ...relay.nodes import IRModule
+from ...relay.op import OpSet
 from .importer import check_supported, import_normalized
 from .inputs import Declared, declared_inputs, declared_outputs
 from .normalize import Normalized, normalize
@@ -27,15 +29,16 @@ class OnnxModel:
     normalized: Normalized
 
     @staticmethod
-    def read(model: Model) -> OnnxModel:
-        """Read a path, bytes or ModelProto.
+    def read(model: Model, importers: Mapping[str, OnnxImport] | None = None) -> OnnxModel:
+        """Read a path, bytes or ModelProto; `importers` are `onnx_importers()` if None.
 
         Raises:
             ModelError: see `read_model`.
             UnsupportedModel: operators without importer; all of them are listed.
         """
         found = OnnxModel(normalize(read_model(model)))
-        check_supported(found.normalized.graph, onnx_importers())
+        known = onnx_importers() if importers is None else importers
+        check_supported(found.normalized.graph, known)
         return found
 
     def interface(
@@ -64,10 +67,14 @@ class OnnxModel:
         input_shapes: Mapping[str, Sequence[int]],
         dims: Mapping[str, int],
         memory_budget: int,
+        ops: OpSet | None = None,
+        importers: Mapping[str, OnnxImport] | None = None,
     ) -> IRModule:
         """The graph IR for these sizes; see `from_onnx`."""
         return import_normalized(
             self.normalized,
+            ops=ops,
+            importers=importers,
             input_shapes=input_shapes,
             dims=dims,
             memory_budget=memory_budget,

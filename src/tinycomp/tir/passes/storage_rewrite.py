@@ -46,25 +46,30 @@ def storage_rewrite(func: PrimFunc) -> PrimFunc:
     Buffers of different shapes share one of one dimension, with row-major positions in it. Small
     local buffers are left to the code generator, which puts them into registers.
     """
-    shared: dict[Buffer, Buffer] = {}
-    inside: set[Alloc] = set()
 
     def step(node: Any, children: list[Any]) -> Any:
-        if isinstance(node, Alloc):
-            return _without(node.buffer, children[0], shared)
-        return rebuild_stmt(node, children) if isinstance(node, Stmt) else node
+        if not isinstance(node, Stmt):
+            return node
+        if not isinstance(node, Alloc):  # else the outermost of the chain is yet to come
+            children = [_shared_chain(c) if isinstance(c, Alloc) else c for c in children]
+        return rebuild_stmt(node, children)
 
-    stack: list[Stmt] = [func.body]
-    while stack:
-        stmt = stack.pop()
-        if isinstance(stmt, Alloc) and stmt not in inside:
-            chain = _chain(stmt)
-            inside.update(chain)
-            shared.update(_sharing(chain))
-        stack += [c for c in stmt.children() if isinstance(c, Stmt)]
+    body = fold(func.body, step)
+    body = _shared_chain(body) if isinstance(body, Alloc) else body
+    return func if body is func.body else replace(func, body=body)
+
+
+def _shared_chain(outermost: Alloc) -> Stmt:
+    """Allocs directly inside each other, fewer where buffers share. Only what is inside changes:
+    a copy of the loops around may allocate the same buffers, and use them in another way."""
+    chain = _chain(outermost)
+    shared = _sharing(chain)
     if not shared:
-        return func
-    return replace(func, body=_moved(fold(func.body, step), shared))
+        return outermost
+    body = _moved(chain[-1].body, shared)
+    for alloc in reversed(chain):
+        body = _without(alloc.buffer, body, shared)
+    return body
 
 
 def _chain(alloc: Alloc) -> list[Alloc]:
