@@ -28,11 +28,12 @@ from .elementwise import schedule_elementwise
 from .gemm import expand_matmul, schedule_gemm
 from .reduction import schedule_outputs
 from .rows import schedule_rows
+from .skinny import expand_skinny
 
 __all__ = ["build_gpu_kernel", "default_gpu_schedule"]
 
 COMPUTES: dict[str, Compute] = {
-    "nn.matmul": expand_matmul,
+    "nn.matmul": lambda *call: expand_skinny(*call) or expand_matmul(*call),
     "nn.conv2d": expand_conv2d,
     "nn.attention": expand_attention,
 }

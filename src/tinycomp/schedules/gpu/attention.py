@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,9 +23,10 @@ from ...ir.expr import Binary, BinaryOp, Expr, Load, Var, as_int, call, const, s
 from ...ops.fused_attention import AttentionAttrs, Axes
 from ...ops.window import accumulation_dtype
 from ...te.tensor import Tensor
-from ...tir.nodes import Alloc, Buffer, For, ForKind, If, Scope, Seq, Stmt, Store
+from ...tir.nodes import Buffer, For, ForKind, If, Scope, Seq, Stmt, Store
 from ...tir.passes.bind_threads import REDUCE_THREADS
 from ...types import TensorType
+from .loops import allocated, inside, loop, rolled, threads, unrolled, vector
 
 _SIDE = 16  # threads of a block in each direction
 _WIDE = 4  # elements of one access of shared memory
@@ -119,48 +120,11 @@ def expand_attention(
 # -- loops -------------------------------------------------------------------------------------
 
 
-def _loop(name: str, extent: Expr | int, body: Any, kind: ForKind = ForKind.SERIAL) -> Stmt:
-    """A loop whose body is made from its variable."""
-    var = Var(name)
-    extent = const(extent) if isinstance(extent, int) else extent
-    return For(var, const(0), extent, body(var), kind)
-
-
-def _rolled(name: str, extent: int, body: Any) -> Stmt:
-    """A loop that the CUDA compiler may not write out: its loads would fill the registers."""
-    loop = _loop(name, extent, body)
-    assert isinstance(loop, For)
-    return replace(loop, annotations={"unroll": 1})
-
-
-def _unrolled(name: str, extent: int, body: Any) -> Stmt:
-    return body(const(0)) if extent == 1 else _loop(name, extent, body, ForKind.UNROLLED)
-
-
-def _vector(name: str, extent: int, body: Any) -> Stmt:
-    return body(const(0)) if extent == 1 else _loop(name, extent, body, ForKind.VECTORIZED)
-
-
-def _threads(body: Any) -> Stmt:
-    """All threads of the block."""
-    y, x = Var("y"), Var("x")
-    side = const(_SIDE)
-    inner = For(x, const(0), side, body(y, x), ForKind.THREAD, "threadIdx.x")
-    return For(y, const(0), side, inner, ForKind.THREAD, "threadIdx.y")
-
-
 def _across(op: BinaryOp, target: Buffer, place: tuple[Expr, ...], source: Any) -> Stmt:
     """`target[place] = target[place] op source(x)` over the threads x of a row."""
     x = Var("x")
     store = Store(target, place, Binary(op, Load(target, place, None), source(x)))
     return For(x, const(0), const(_SIDE), store, annotations={REDUCE_THREADS: True})
-
-
-def _inside(place: Expr, count: int, fits: bool, step: int = 1) -> tuple[Expr, list[Expr]]:
-    """`place`, or the last one of `count` where it lies outside; and the condition for that."""
-    if fits:
-        return place, []
-    return Binary(BinaryOp.MIN, place, const(count - step)), [place < count]
 
 
 class _Attention:
@@ -217,12 +181,10 @@ class _Attention:
         self.result = self.own("result", tile.rows, tile.groups, tile.lanes)
         self.top = self.of_row("top")
         tiles = math.ceil(sizes.queries / rows) * sizes.batch * sizes.heads
-        key_tiles = _loop("tile", self._key_tiles(), self._tile)
+        key_tiles = loop("tile", self._key_tiles(), self._tile)
         body = Seq((self._start(), key_tiles, *self._finish()))
         stmt: Stmt = For(self.block, const(0), const(tiles), body, ForKind.THREAD, "blockIdx.x")
-        for buffer in reversed(self.allocated):
-            stmt = Alloc(buffer, stmt)
-        return stmt
+        return allocated(self.allocated, stmt)
 
     def _key_tiles(self) -> Expr:
         """How many tiles of keys the queries of this block see."""
@@ -248,14 +210,14 @@ class _Attention:
 
         def clear(y: Var, x: Var) -> Stmt:
             def row(r: Expr) -> Stmt:
-                result = _unrolled("g", tile.groups, lambda g: _unrolled(
+                result = unrolled("g", tile.groups, lambda g: unrolled(
                     "lane", tile.lanes, lambda lane: Store(self.result, (y, x, r, g, lane), zero)
                 ))  # fmt: skip
                 return Seq((Store(self.top, (y, r), low), Store(self.sum, (y, x, r), zero), result))
 
-            return _unrolled("r", tile.rows, row)
+            return unrolled("r", tile.rows, row)
 
-        return Seq((copy, _threads(clear)))
+        return Seq((copy, threads(_SIDE, _SIDE, clear)))
 
     def _tile(self, number: Var) -> Stmt:
         """One tile of keys and values."""
@@ -292,7 +254,7 @@ class _Attention:
         used = math.ceil(depth / _WIDE) * _WIDE if line != self.value_line else line
         lanes = _WIDE if axes[3] == 3 and depth % _WIDE == 0 and used % _WIDE == 0 else 1
         chunks = used // lanes
-        total, threads = rows * chunks, _SIDE * _SIDE
+        total, block = rows * chunks, _SIDE * _SIDE
         by_rows = axes[2] == 3
 
         def copy(y: Var, x: Var) -> Stmt:
@@ -301,21 +263,21 @@ class _Attention:
                 row, chunk = (flat % rows, flat // rows) if by_rows else (
                     flat // chunks, flat % chunks
                 )  # fmt: skip
-                stmt = _vector("lane", lanes, lambda lane: one(row, chunk * lanes, lane))
-                return stmt if total % threads == 0 else If(flat < total, stmt)
+                stmt = vector("lane", lanes, lambda lane: one(row, chunk * lanes, lane))
+                return stmt if total % block == 0 else If(flat < total, stmt)
 
             def one(row: Expr, d: Expr, lane: Expr) -> Stmt:
-                i, inside_rows = _inside(first + row, count, count % rows == 0)
-                e, inside_line = _inside(d, depth, used == depth, lanes)
+                i, rows_in = inside(first + row, count, count % rows == 0)
+                e, line_in = inside(d, depth, used == depth, lanes)
                 at = dict(zip(axes, (*head, i, e + lane), strict=True))
                 value: Expr = Load(source, tuple(at[a] for a in range(4)), None)
-                for condition in (*inside_rows, *inside_line):
+                for condition in (*rows_in, *line_in):
                     value = select(condition, value, const(0, source.dtype))
                 return Store(target, (row * line + d + lane,), value.astype(self.acc))
 
-            return _unrolled("step", math.ceil(total / threads), step)
+            return unrolled("step", math.ceil(total / block), step)
 
-        return _threads(copy)
+        return threads(_SIDE, _SIDE, copy)
 
     def _scores(self, first: Expr) -> list[Stmt]:
         """score = queries keys^T, scaled and masked."""
@@ -333,10 +295,8 @@ class _Attention:
                     return Store(right, (y, x, c, e), Load(self.keys, (at,), None))
 
                 return [
-                    _unrolled("r", tile.rows, lambda r: _vector("e", _WIDE, lambda e: query(r, e))),
-                    _unrolled(
-                        "c", tile.columns, lambda c: _vector("e", _WIDE, lambda e: key(c, e))
-                    ),
+                    unrolled("r", tile.rows, lambda r: vector("e", _WIDE, lambda e: query(r, e))),
+                    unrolled("c", tile.columns, lambda c: vector("e", _WIDE, lambda e: key(c, e))),
                 ]
 
             def add(e: Expr, r: Expr, c: Expr) -> Stmt:
@@ -345,22 +305,20 @@ class _Attention:
                 return Store(score, at, Load(score, at, None) + product)
 
             def step(s: Expr) -> Stmt:
-                adds = _unrolled("e", _WIDE, lambda e: self._each(lambda r, c: add(e, r, c)))
+                adds = unrolled("e", _WIDE, lambda e: self._each(lambda r, c: add(e, r, c)))
                 return Seq((*load(s), adds))
 
             zero = const(0, self.acc)
             clear = self._each(lambda r, c: Store(score, (y, x, r, c), zero))
             finish = self._each(lambda r, c: self._mask(first, (y, x, r, c)))
-            return Seq((clear, _rolled("d", math.ceil(self.sizes.depth / _WIDE), step), finish))
+            return Seq((clear, rolled("d", math.ceil(self.sizes.depth / _WIDE), step), finish))
 
-        return [_threads(multiply)]
+        return [threads(_SIDE, _SIDE, multiply)]
 
     def _each(self, body: Any) -> Stmt:
         """The scores of a thread."""
         tile = self.tile
-        return _unrolled(
-            "r", tile.rows, lambda r: _unrolled("c", tile.columns, lambda c: body(r, c))
-        )
+        return unrolled("r", tile.rows, lambda r: unrolled("c", tile.columns, lambda c: body(r, c)))
 
     def _mask(self, first: Expr, at: tuple[Expr, Expr, Expr, Expr]) -> Stmt:
         y, x, r, c = at
@@ -372,15 +330,15 @@ class _Attention:
         if self.attrs.causal is not None:
             score = select(j <= i + self.attrs.causal, score, low)
         # outside of the scores a mask has no elements: read the last ones
-        row, _ = _inside(i, sizes.queries, sizes.queries % self.query_tile == 0)
-        column, inside = _inside(j, sizes.keys, sizes.keys % self.key_tile == 0)
+        row, _ = inside(i, sizes.queries, sizes.queries % self.query_tile == 0)
+        column, in_range = inside(j, sizes.keys, sizes.keys % self.key_tile == 0)
         for mask in self.masks:
             value = _broadcast(mask, (b, h, row, column))
             if mask.dtype is DType.BOOL:
                 score = select(value, score, const(self.attrs.fill, dtype))
             else:
                 score = score + value.astype(dtype)
-        for condition in inside:
+        for condition in in_range:
             score = select(condition, score, low)
         return Store(self.score, at, score)
 
@@ -400,18 +358,22 @@ class _Attention:
 
                 return Seq((
                     Store(best, at, low),
-                    _unrolled("c", tile.columns, column),
+                    unrolled("c", tile.columns, column),
                     Store(raised, (y, r), Load(top, (y, r), None)),
                 ))  # fmt: skip
 
-            return _unrolled("r", tile.rows, row)
+            return unrolled("r", tile.rows, row)
 
         def combine(y: Var) -> Stmt:
-            return _unrolled("r", tile.rows, lambda r: _across(
+            return unrolled("r", tile.rows, lambda r: _across(
                 BinaryOp.MAX, raised, (y, r), lambda x: Load(best, (y, x, r), None)
             ))  # fmt: skip
 
-        return [_threads(find), _of_rows(combine), _threads(self._weigh(raised))]
+        return [
+            threads(_SIDE, _SIDE, find),
+            _of_rows(combine),
+            threads(_SIDE, _SIDE, self._weigh(raised)),
+        ]
 
     def _weigh(self, raised: Buffer) -> Any:
         tile, acc = self.tile, self.acc
@@ -447,18 +409,18 @@ class _Attention:
                     Store(self.top, (y, r), new),
                     Store(self.sum, at, Load(self.sum, at, None) * Load(fade, at, None)),
                     self._each_value(scale),
-                    _unrolled("c", tile.columns, column),
+                    unrolled("c", tile.columns, column),
                 ))  # fmt: skip
 
-            return _unrolled("r", tile.rows, row)
+            return unrolled("r", tile.rows, row)
 
         return weigh
 
     def _each_value(self, body: Any) -> Stmt:
         """The values of a row that a thread accumulates."""
         tile = self.tile
-        return _unrolled(
-            "g", tile.groups, lambda g: _unrolled("lane", tile.lanes, lambda lane: body(g, lane))
+        return unrolled(
+            "g", tile.groups, lambda g: unrolled("lane", tile.lanes, lambda lane: body(g, lane))
         )
 
     def _accumulate(self) -> Stmt:
@@ -482,23 +444,23 @@ class _Attention:
                 return Store(result, at, Load(result, at, None) + product)
 
             def key(step: Expr, e: Expr) -> Stmt:
-                values = _unrolled("g", tile.groups, lambda g: _vector(
+                values = unrolled("g", tile.groups, lambda g: vector(
                     "lane", tile.lanes, lambda lane: value(step * _WIDE + e, g, lane)
                 ))  # fmt: skip
-                adds = _unrolled("r", tile.rows, lambda r: self._each_value(
+                adds = unrolled("r", tile.rows, lambda r: self._each_value(
                     lambda g, lane: add(e, r, g, lane)
                 ))  # fmt: skip
                 return Seq((values, adds))
 
             def step(s: Expr) -> Stmt:
-                weights = _unrolled("r", tile.rows, lambda r: _vector(
+                weights = unrolled("r", tile.rows, lambda r: vector(
                     "e", _WIDE, lambda e: weight(s, r, e)
                 ))  # fmt: skip
-                return Seq((weights, _unrolled("e", _WIDE, lambda e: key(s, e))))
+                return Seq((weights, unrolled("e", _WIDE, lambda e: key(s, e))))
 
-            return _rolled("key", self.key_tile // _WIDE, step)
+            return rolled("key", self.key_tile // _WIDE, step)
 
-        return _threads(multiply)
+        return threads(_SIDE, _SIDE, multiply)
 
     def _finish(self) -> list[Stmt]:
         """The sums of the rows, and the result."""
@@ -507,7 +469,7 @@ class _Attention:
         b, h, first = self.place
 
         def start(y: Var) -> Stmt:
-            return _unrolled("r", tile.rows, lambda r: Seq((
+            return unrolled("r", tile.rows, lambda r: Seq((
                 Store(total, (y, r), const(0, acc)),
                 _across(BinaryOp.ADD, total, (y, r), lambda x: Load(self.sum, (y, x, r), None)),
             )))  # fmt: skip
@@ -515,17 +477,17 @@ class _Attention:
         def write(y: Var, x: Var) -> Stmt:
             def row(r: Expr) -> Stmt:
                 i = first + y * tile.rows + r
-                stmt = _unrolled("g", tile.groups, lambda g: group(r, i, g))
+                stmt = unrolled("g", tile.groups, lambda g: group(r, i, g))
                 return stmt if sizes.queries % self.query_tile == 0 else If(i < sizes.queries, stmt)
 
             def group(r: Expr, i: Expr, g: Expr) -> Stmt:
                 start = (g * _SIDE + x) * tile.lanes
                 if sizes.v_depth % tile.lanes == 0 and attrs.out_axes[3] == 3:
-                    stmt = _vector("lane", tile.lanes, lambda lane: one(r, i, g, lane))
+                    stmt = vector("lane", tile.lanes, lambda lane: one(r, i, g, lane))
                     return stmt if sizes.v_depth % self.value_line == 0 else If(
                         start < sizes.v_depth, stmt
                     )  # fmt: skip
-                return _unrolled("lane", tile.lanes, lambda lane: If(
+                return unrolled("lane", tile.lanes, lambda lane: If(
                     start + lane < sizes.v_depth, one(r, i, g, lane)
                 ))  # fmt: skip
 
@@ -538,9 +500,9 @@ class _Attention:
                 place = tuple(at[a] for a in attrs.out_axes)
                 return Store(self.out, place, value.astype(self.out.dtype))
 
-            return _unrolled("r", tile.rows, row)
+            return unrolled("r", tile.rows, row)
 
-        return [_of_rows(start), _threads(write)]
+        return [_of_rows(start), threads(_SIDE, _SIDE, write)]
 
 
 def _of_rows(body: Any) -> Stmt:
