@@ -35,6 +35,9 @@ from .onnx_node import OnnxImport, OnnxNode
 class CastAttrs(Attrs):
     dtype: DType
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", DType(self.dtype))  # may be given as text
+
 
 @dataclass(frozen=True)
 class ClipAttrs(Attrs):
