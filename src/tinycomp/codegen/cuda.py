@@ -45,12 +45,14 @@ from ..tir.nodes import (
     Stmt,
     Store,
 )
+from ..tir.tile.nodes import TileProgram
 from ..tir.tree import statements
 from .cuda_async import ASYNC_HELPERS, async_copy
 from .cuda_expressions import ExprEmitter, Names, Writer
 from .cuda_helpers import HELPERS, helper_source
 from .cuda_intrinsics import FUNCTIONS
 from .cuda_limits import STATIC_SHARED, Launch, check_launch
+from .cuda_tile_ptx import tile_helpers
 from .cuda_types import STORED, bare
 from .cuda_warp import WARP_HELPERS, is_warp_call, warp_call
 from .statements import buffer_bytes
@@ -101,6 +103,8 @@ def emit_cuda(func: PrimFunc, arch: str = "sm_90a", comment: str = "") -> CudaKe
         ScheduleError: a launch is over the limits of `arch`.
         TinycompError: a size is not known.
     """
+    from .cuda_tile import TileEmitter  # it extends the emitter below
+
     workspace, size, body = _workspace(func)
     roots = body.stmts if isinstance(body, Seq) else (body,)
     launches: list[Launch] = []
@@ -108,7 +112,8 @@ def emit_cuda(func: PrimFunc, arch: str = "sm_90a", comment: str = "") -> CudaKe
     helpers: set[str] = set()
     for index, root in enumerate(roots):
         name = _identifier(func.name if len(roots) == 1 else f"{func.name}_{index}")
-        emitter = _KernelEmitter(func, name, workspace)
+        kind = TileEmitter if isinstance(root, TileProgram) else KernelEmitter
+        emitter = kind(func, name, workspace)
         text, launch = emitter.run(root)
         check_launch(launch, arch, func.span)
         launches.append(launch)
@@ -117,7 +122,8 @@ def emit_cuda(func: PrimFunc, arch: str = "sm_90a", comment: str = "") -> CudaKe
     lines = [f"// {line}" for line in comment.splitlines()]
     if func.span.nodes:
         lines.append(f"// ONNX nodes: {_printable(func.span)}")
-    parts = ["\n".join(lines), helper_source(helpers, _MORE_HELPERS), "\n\n".join(texts)]
+    more = {**_MORE_HELPERS, **tile_helpers(helpers)}
+    parts = ["\n".join(lines), helper_source(helpers, more), "\n\n".join(texts)]
     source = "\n\n".join(part for part in parts if part)
     return CudaKernel(func.name, source, tuple(launches), size)
 
@@ -143,7 +149,7 @@ def _workspace(func: PrimFunc) -> tuple[dict[Buffer, int], int, Stmt]:
     return offsets, size, body
 
 
-class _KernelEmitter:
+class KernelEmitter:
     """Writes one launch."""
 
     def __init__(self, func: PrimFunc, name: str, workspace: dict[Buffer, int]) -> None:

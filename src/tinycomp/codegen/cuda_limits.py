@@ -27,6 +27,23 @@ def shared_limit(arch: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorMapSpec:
+    """A tensor map that the host makes for a launch; see `tir.tile.nodes.TensorMap`.
+
+    Attributes:
+        param: index of the function's parameter that it describes.
+        swizzle: bytes, 0 for none.
+    """
+
+    param: int
+    dtype: str
+    dims: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    swizzle: int
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     """One kernel launch of a function.
 
@@ -37,7 +54,9 @@ class Launch:
         dynamic_shared: bytes to ask for at launch; 0 where the kernel declares its own.
         params: indices of the function's parameters that are passed, in order.
         workspace: byte offsets in the function's workspace that follow them.
-        can_fail: whether `int* error, int error_code` follow those.
+        can_fail: whether `int* error, int error_code` come last.
+        cluster: blocks of a cluster in x, y, z; the kernel says so itself.
+        maps: 128-byte tensor maps, passed by value after the pointers.
     """
 
     name: str
@@ -48,6 +67,8 @@ class Launch:
     params: tuple[int, ...]
     workspace: tuple[int, ...]
     can_fail: bool
+    cluster: tuple[int, int, int] = (1, 1, 1)
+    maps: tuple[TensorMapSpec, ...] = ()
 
     @property
     def threads(self) -> int:

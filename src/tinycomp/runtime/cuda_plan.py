@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..codegen.cuda_limits import Launch
+from ..codegen.cuda_limits import Launch, TensorMapSpec
 from ..codegen.nvrtc import Resources
 from ..diagnostics import Span
 from ..dtype import DType
@@ -69,8 +69,13 @@ class CudaPlan:
 
 def launch_from_json(data: Mapping[str, Any]) -> Launch:
     """A launch from the fields that `dataclasses.asdict` gives."""
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-    return Launch(**values)
+    values = _tuples(data)
+    maps = tuple(TensorMapSpec(**_tuples(one)) for one in values.pop("maps", ()))
+    return Launch(**values, maps=maps)
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
 
 
 def _type_json(type_: TensorType) -> list[Any]:

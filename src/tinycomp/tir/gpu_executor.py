@@ -66,6 +66,7 @@ from .nodes import (
 )
 from .passes.visit import Visit, drive
 from .tensor_intrinsics.warp import MMA
+from .tile.nodes import TileProgram
 from .tree import statements
 
 WARP = 32
@@ -90,6 +91,8 @@ def run(func: PrimFunc, arrays: Sequence[np.ndarray], check_races: bool = True) 
             shuffle is not reached by all threads that it needs.
         ExecutionError: a checked index is out of range.
     """
+    from .tile.interpreter import run_tile_program  # it runs ordinary code by this module
+
     _check(func, arrays)
     body = func.body
     spaces: dict[Buffer, np.ndarray] = dict(zip(func.params, arrays, strict=True))
@@ -99,7 +102,10 @@ def run(func: PrimFunc, arrays: Sequence[np.ndarray], check_races: bool = True) 
         body = body.body
     with np.errstate(all="ignore"):
         for root in body.stmts if isinstance(body, Seq) else (body,):
-            _launch(func, root, spaces, check_races)
+            if isinstance(root, TileProgram):
+                run_tile_program(func, root, spaces)
+            else:
+                _launch(func, root, spaces, check_races)
 
 
 def _check(func: PrimFunc, arrays: Sequence[np.ndarray]) -> None:
@@ -370,4 +376,4 @@ def _program(roots: tuple[Expr, ...]) -> list[Any]:
     return program
 
 
-__all__ = ["RaceError", "run"]
+__all__ = ["RaceError", "ThreadGroup", "run"]

@@ -27,6 +27,7 @@ from .nodes import (
     Stmt,
     Store,
 )
+from .tile.printer import op_parts
 
 _INDENT = "    "
 
@@ -88,6 +89,9 @@ def _parts(stmt: Stmt, depth: int) -> list[tuple[Any, int]]:
             return [("with asynchronous copies:", depth), (stmt.body, depth + 1)]
         case Collective():
             return [(f"with warp({stmt.op.name}):", depth), (stmt.body, depth + 1)]
+    parts_of_tiles = op_parts(stmt, depth)
+    if parts_of_tiles is not None:
+        return parts_of_tiles
     raise TypeError(f"not a statement: {type(stmt).__name__}")
 
 

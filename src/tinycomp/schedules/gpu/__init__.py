@@ -26,6 +26,7 @@ from .bind import bind_unbound
 from .conv import expand_conv2d, merge_pixels
 from .elementwise import schedule_elementwise
 from .gemm import expand_matmul, schedule_gemm
+from .hopper_gemm import build_hopper_matmul
 from .reduction import schedule_outputs
 from .rows import schedule_rows
 from .skinny import expand_skinny
@@ -41,8 +42,11 @@ COMPUTES: dict[str, Compute] = {
 
 
 def build_gpu_kernel(function: Function, target: Target, name: str) -> PrimFunc:
-    """The lowered kernel of a primitive function: by its default schedule or, where that does not
-    fit the machine, with one thread per output element."""
+    """The lowered kernel of a primitive function: as a tile program where there is one for it, by
+    its default schedule or, where that does not fit the machine, with one thread per output
+    element."""
+    if (kernel := build_hopper_matmul(function, target, name)) is not None:
+        return kernel
     try:
         func = _lowered(default_gpu_schedule(function, target, name))
         if _shared_bytes(func) <= shared_limit(target.arch):

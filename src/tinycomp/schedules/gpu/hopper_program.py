@@ -1,0 +1,423 @@
+"""The program of a matrix product on Hopper: a producer copies tiles by TMA into a ring in shared
+memory, consumer warpgroups multiply them with wgmma and write the result.
+
+    D[b, i, j] = epilogue(sum_k A[b, i, k] * B[b, k, j])
+
+Blocks are persistent: each walks several tiles of the result, in an order that keeps operands in
+the L2 cache, so that copies for the next tile run while the last one is written. The blocks of a
+cluster have neighbouring rows and share the columns, so each copies a part of B to all of them.
+(The structure is CUTLASS's "warp-specialised cooperative" kernel.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ...dtype import DType
+from ...ir.expr import Expr, Load, Var, all_of, as_expr, binary, const, substitute
+from ...ir.expr import BinaryOp as Op
+from ...target import Target
+from ...tir.nodes import Buffer, For, ForKind, If, PrimFunc, Scope, Seq, Stmt, Store
+from ...tir.passes.simplify import simplify
+from ...tir.passes.vectorize import vectorize
+from ...tir.tile.layout import (
+    ROW_BYTES,
+    Major,
+    MatrixDescriptor,
+    Swizzle,
+    WgmmaShape,
+    fragment_column,
+    fragment_row,
+)
+from ...tir.tile.nodes import (
+    Accumulator,
+    Advance,
+    Arrive,
+    Barrier,
+    ClusterSync,
+    CommitStores,
+    Cursor,
+    ExpectBytes,
+    FenceBarrierInit,
+    FenceProxy,
+    InitBarriers,
+    Let,
+    NamedBarrier,
+    Operand,
+    Role,
+    SharedTile,
+    TensorMap,
+    ThreadCode,
+    TileProgram,
+    TmaLoad,
+    TmaStore,
+    Wait,
+    WaitStores,
+    Wgmma,
+    WgmmaCommit,
+    WgmmaFence,
+    WgmmaWait,
+)
+
+_ROWS = 64  # of one wgmma
+_SWIZZLE = Swizzle(ROW_BYTES)
+_SLOTS = 2  # boxes of the result per warpgroup that are being stored
+_ROLLED = {"unroll": 1}
+_PAIRS = Target("cuda", vector_bits=64)  # a thread has two neighbouring columns
+
+
+@dataclass(frozen=True, slots=True)
+class HopperTile:
+    """A block's share of the result, and how it is computed.
+
+    Attributes:
+        rows, columns: of the tile; rows are a multiple of 64 * consumers.
+        depth: stages of the ring.
+        consumers: warpgroups that multiply.
+        cluster: blocks that share B.
+        group: tiles of rows that are walked together, before the next columns.
+        staged: results go through shared memory and TMA, not straight to memory.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    consumers: int = 2
+    cluster: int = 1
+    group: int = 8
+    staged: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """The matrices A[b, m, k] and B, which is [b, k, n], or [b, n, k] if it is K-major.
+
+    Attributes:
+        a_batches, b_batches: whether they have the batch, or one matrix serves all.
+    """
+
+    a: Buffer
+    b: Buffer
+    batch: int
+    m: int
+    n: int
+    k: int
+    b_major: Major = Major.MN
+    a_batches: bool = True
+    b_batches: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Epilogue:
+    """`out[indices] = value`, over the variables `batch`, `row`, `column` and the sum `acc`."""
+
+    out: Buffer
+    indices: tuple[Expr, ...]
+    value: Expr
+    batch: Var
+    row: Var
+    column: Var
+    acc: Var
+
+
+def gemm_program(
+    name: str, operands: Operands, epilogue: Epilogue, tile: HopperTile, blocks: int
+) -> TileProgram:
+    """The program for one tile shape.
+
+    Args:
+        blocks: how many the machine runs at a time; no more are launched.
+    """
+    return _Gemm(name, operands, epilogue, tile, blocks).program()
+
+
+class _Gemm:
+    def __init__(
+        self, name: str, operands: Operands, epilogue: Epilogue, tile: HopperTile, blocks: int
+    ) -> None:
+        self.name, self.operands, self.epilogue, self.tile = name, operands, epilogue, tile
+        dtype = operands.a.dtype
+        self.step = ROW_BYTES // dtype.itemsize  # of k
+        self.steps = -(-operands.k // self.step)
+        self.shape = WgmmaShape(tile.columns, dtype, _accumulation(dtype))
+        self.per_consumer = tile.rows // tile.consumers // _ROWS  # wgmma tiles along the rows
+        self.row_tiles = -(-(-(-operands.m // tile.rows)) // tile.cluster)  # of clusters
+        self.column_tiles = -(-operands.n // tile.columns)
+        self.tiles = operands.batch * self.row_tiles * self.column_tiles
+        self.clusters = min(self.tiles, max(1, blocks // tile.cluster))
+        self.block, self.rank = Var("block"), Var("rank")
+        self.full = Barrier("full", 1, tile.depth)
+        self.empty = Barrier("empty", tile.consumers * tile.cluster, tile.depth)
+        self._maps()
+        self._shared()
+
+    def _maps(self) -> None:
+        o, tile = self.operands, self.tile
+        self.a_map = _map("a", o.a, (o.k, o.m), o.batch * o.a_batches, (self.step, tile.rows))
+        if o.b_major is Major.K:
+            box = (self.step, tile.columns // tile.cluster)
+            self.b_map = _map("b", o.b, (o.k, o.n), o.batch * o.b_batches, box)
+        else:
+            box = (self.step, self.step // tile.cluster)  # 128 bytes of columns
+            self.b_map = _map("b", o.b, (o.n, o.k), o.batch * o.b_batches, box)
+        out = self.epilogue.out
+        self.width = ROW_BYTES // out.dtype.itemsize  # columns of a stored box
+        self.out_map = _map("out", out, (o.n, o.m), o.batch, (self.width, _ROWS))
+
+    def _shared(self) -> None:
+        tile, dtype = self.tile, self.operands.a.dtype
+        self.a_tile = _shared_tile("a_tile", dtype, tile.rows * ROW_BYTES, tile.depth)
+        self.b_tile = _shared_tile("b_tile", dtype, tile.columns * ROW_BYTES, tile.depth)
+        out = self.epilogue.out.dtype
+        self.out_tile = _shared_tile("out_tile", out, _ROWS * ROW_BYTES, tile.consumers * _SLOTS)
+
+    def program(self) -> TileProgram:
+        staged = self.tile.staged
+        maps = (self.a_map, self.b_map) + ((self.out_map,) if staged else ())
+        tiles = (self.a_tile, self.b_tile) + ((self.out_tile,) if staged else ())
+        finish = (ClusterSync(),) if self.tile.cluster > 1 else ()
+        return TileProgram(
+            self.name, self.clusters * self.tile.cluster, self.tile.cluster, self.block, self.rank,
+            maps, tiles, (self.full, self.empty),
+            Seq((InitBarriers(), FenceBarrierInit(), ClusterSync())),
+            (self._producer(), self._consumer()), Seq(finish),
+        )  # fmt: skip
+
+    # -- the walk over tiles -------------------------------------------------------------------
+
+    def _walk(self, body: Stmt, batch: Var, row: Var, column: Var) -> Stmt:
+        """`body` for each tile of this block; the variables are the batch, and the first row and
+        column of the tile."""
+        tile, per_batch = self.tile, self.row_tiles * self.column_tiles
+        t, which, index = Var("t"), Var("tile"), Var("index")
+        cluster = self.block // tile.cluster
+        count = (as_expr(self.tiles + self.clusters - 1) - cluster) // self.clusters
+        group = min(tile.group, self.row_tiles)
+        band, within = index // (group * self.column_tiles), index % (group * self.column_tiles)
+        size: Expr = const(group)
+        if self.row_tiles % group:
+            size = binary(Op.MIN, size, self.row_tiles - band * group)
+        row_tile = (band * group + within % size) * tile.cluster + self.rank
+        lets = [
+            Let(which, cluster + t * self.clusters, self.tiles),
+            Let(batch, which // per_batch, self.operands.batch),
+            Let(index, which % per_batch, per_batch),
+            Let(row, row_tile * tile.rows, self.row_tiles * tile.cluster * tile.rows),
+            Let(column, within // size * tile.columns, self.column_tiles * tile.columns),
+        ]
+        return For(t, const(0), count, Seq((*lets, body)))
+
+    # -- producer ------------------------------------------------------------------------------
+
+    def _producer(self) -> Role:
+        tile, o = self.tile, self.operands
+        write = Cursor("write", tile.depth)
+        batch, row, column, k = Var("batch"), Var("row"), Var("column"), Var("k")
+        nbytes = self.a_tile.nbytes + self.b_tile.nbytes
+        body: list[Stmt] = [Wait(self.empty, write, before=True)]
+        body.append(ExpectBytes(self.full, write, nbytes))
+        at = (k * self.step, row, *([batch] if o.batch * o.a_batches > 1 else []))
+        body.append(TmaLoad(self.a_map, at, self.a_tile, const(0), write, self.full))
+        for coordinates, offset in self._b_boxes(column, k * self.step):
+            at = (*coordinates, *([batch] if o.batch * o.b_batches > 1 else []))
+            body.append(
+                TmaLoad(self.b_map, at, self.b_tile, offset, write, self.full, tile.cluster > 1)
+            )
+        body.append(Advance(write))
+        loop = For(k, const(0), const(self.steps), Seq(tuple(body)), annotations=_ROLLED)
+        registers = 0 if tile.consumers == 1 else {2: 40, 3: 32}[tile.consumers]
+        return Role(
+            "producer", 0, 1, Var("warpgroup"), Var("thread"),
+            self._walk(loop, batch, row, column), registers, True, (write,),
+        )  # fmt: skip
+
+    def _b_boxes(self, column: Expr, k: Expr) -> Iterator[tuple[tuple[Expr, Expr], Expr]]:
+        """Coordinates and offsets of what this block copies of B."""
+        part = self.b_map.box[1]  # each block of the cluster has its part
+        if self.operands.b_major is Major.K:
+            yield (k, column + self.rank * part), self.rank * (part * ROW_BYTES)
+            return
+        for group in range(self.tile.columns // self.step):
+            offset = self.rank * (part * ROW_BYTES) + group * self.step * ROW_BYTES
+            yield (column + group * self.step, k + self.rank * part), offset
+
+    # -- consumers -----------------------------------------------------------------------------
+
+    def _consumer(self) -> Role:
+        tile = self.tile
+        read, release = Cursor("read", tile.depth), Cursor("release", tile.depth)
+        warpgroup, thread = Var("warpgroup"), Var("thread")
+        batch, row, column, k = Var("batch"), Var("row"), Var("column"), Var("k")
+        registers = self.per_consumer * self.shape.registers
+        buffer = Buffer("acc", (const(registers),), self.shape.acc, Scope.LOCAL)
+        acc = Accumulator(self.shape, self.per_consumer, buffer)
+        free = [Arrive(self.empty, release, tile.cluster > 1), Advance(release)]
+        parts: list[Stmt] = []
+        if self.steps:
+            later = [*self._multiply(acc, read, warpgroup, True), WgmmaWait(1), *free]
+            parts += self._multiply(acc, read, warpgroup, False)
+            if self.steps > 1:
+                parts.append(
+                    For(k, const(1), const(self.steps - 1), Seq(tuple(later)), annotations=_ROLLED)
+                )
+            parts += [WgmmaWait(0), *free]
+        else:
+            parts.append(ThreadCode(_zero(acc)))
+        first = row + warpgroup * (self.per_consumer * _ROWS)
+        parts += self._write(acc, batch, first, column, warpgroup, thread)
+        walk = self._walk(Seq(tuple(parts)), batch, row, column)
+        done = [WaitStores(0)] if tile.staged else []
+        counts = {1: 0, 2: 232, 3: 160}
+        return Role(
+            "consumer", 1, tile.consumers, warpgroup, thread, Seq((walk, *done)),
+            counts[tile.consumers], False, (read, release), (acc,),
+        )  # fmt: skip
+
+    def _multiply(
+        self, acc: Accumulator, read: Cursor, warpgroup: Var, accumulate: bool
+    ) -> list[Stmt]:
+        """One stage: all of its steps of k for all tiles of the warpgroup."""
+        out: list[Stmt] = [Wait(self.full, read), WgmmaFence()]
+        k_bytes = self.shape.k * self.operands.a.dtype.itemsize
+        a_layout = MatrixDescriptor(Major.K, 16, 8 * ROW_BYTES)
+        major = self.operands.b_major
+        b_layout = a_layout
+        if major is Major.MN:
+            b_layout = MatrixDescriptor(major, self.step * ROW_BYTES, 8 * ROW_BYTES)
+        for p in range(ROW_BYTES // k_bytes):
+            along = p * k_bytes if major is Major.K else p * self.shape.k * ROW_BYTES
+            b = Operand(self.b_tile, read, const(along), b_layout)
+            for i in range(acc.tiles):
+                rows = (warpgroup * acc.tiles + i) * (_ROWS * ROW_BYTES)
+                a = Operand(self.a_tile, read, rows + p * k_bytes, a_layout)
+                out.append(Wgmma(acc, i, a, b, accumulate or p > 0))
+        return [*out, WgmmaCommit(), Advance(read)]
+
+    # -- epilogue ------------------------------------------------------------------------------
+
+    def _write(
+        self, acc: Accumulator, batch: Var, row: Expr, column: Var, warpgroup: Var, thread: Var
+    ) -> list[Stmt]:
+        if not self.tile.staged:
+            return [
+                ThreadCode(self._direct(acc, i, batch, row + i * _ROWS, column, thread))
+                for i in range(acc.tiles)
+            ]
+        out: list[Stmt] = []
+        meet = NamedBarrier(warpgroup + 1, 1)
+        chunks = [(i, c) for i in range(acc.tiles) for c in range(self.tile.columns // self.width)]
+        for number, (i, c) in enumerate(chunks):
+            slot = warpgroup * _SLOTS + number % _SLOTS
+            corner = (column + c * self.width, row + i * _ROWS)
+            code = self._to_shared(acc, i, c, batch, corner[1], column, thread, slot)
+            at = (*corner, *([batch] if self.operands.batch > 1 else []))
+            offset = slot * self.out_tile.nbytes
+            since = _stores_since(number, len(chunks))
+            out += [WaitStores(since - 1), meet, ThreadCode(code), FenceProxy(), meet]
+            out += [TmaStore(self.out_map, at, self.out_tile, offset), CommitStores()]
+        return out
+
+    def _direct(
+        self, acc: Accumulator, i: int, batch: Var, row: Expr, column: Var, thread: Var
+    ) -> Stmt:
+        """Each thread stores its fragment where it belongs."""
+        group, half, lane = Var("group"), Var("half"), Var("lane")
+        register = group * 4 + half * 2
+        e, o, tile = self.epilogue, self.operands, self.tile
+        at_row = row + fragment_row(thread, half * 2)
+        at_column = column + group * 8 + thread % 4 * 2
+        known = {e.batch: batch, e.row: at_row, e.column: at_column + lane}
+        value = self._value(acc, i * self.shape.registers + register + lane, known)
+        store = Store(e.out, tuple(substitute(x, known) for x in e.indices), value)
+        edges = [at_row < o.m] * bool(o.m % (tile.rows * tile.cluster))
+        edges += [at_column < o.n] * bool(o.n % tile.columns)
+        return self._loops(store, group, tile.columns // 8, half, lane, edges)
+
+    def _to_shared(
+        self, acc: Accumulator, i: int, chunk: int, batch: Var, row: Expr, column: Var,
+        thread: Var, slot: Expr,
+    ) -> Stmt:  # fmt: skip
+        """The fragment's columns of one box, swizzled as TMA expects them."""
+        group, half, lane = Var("group"), Var("half"), Var("lane")
+        e, o, tile = self.epilogue, self.operands, self.tile
+        register = (group + chunk * self.width // 8) * 4 + half * 2
+        in_row = fragment_row(thread, half * 2)
+        in_column = group * 8 + thread % 4 * 2
+        at_row, at_column = row + in_row, column + chunk * self.width + in_column
+        known = {e.batch: batch, e.row: at_row, e.column: at_column + lane}
+        value = self._value(acc, i * self.shape.registers + register + lane, known)
+        itemsize = self.out_tile.dtype.itemsize
+        pair = 2 * itemsize
+        per_row, per_unit = ROW_BYTES // pair, 16 // pair  # in pairs, so that they stay aligned
+        mask = (in_row % 8) * per_unit
+        where = slot * (_ROWS * per_row) + in_row * per_row
+        where = where + binary(Op.BIT_XOR, in_column // 2, mask)
+        store = Store(self.out_tile.buffer, (where * 2 + lane,), value)
+        edges: list[Expr] = []
+        if _reads_elements(e):
+            edges += [at_row < o.m] * bool(o.m % (tile.rows * tile.cluster))
+            edges += [at_column < o.n] * bool(o.n % tile.columns)
+        return self._loops(store, group, self.width // 8, half, lane, edges)
+
+    def _value(self, acc: Accumulator, register: Expr, known: dict[Var, Expr]) -> Expr:
+        held = Load(acc.buffer, (register,), None)
+        return substitute(self.epilogue.value, {**known, self.epilogue.acc: held})
+
+    def _loops(
+        self, store: Store, group: Var, groups: int, half: Var, lane: Var, edges: list[Expr]
+    ) -> Stmt:
+        pairs = For(lane, const(0), const(2), store, ForKind.VECTORIZED)
+        body: Stmt = If(all_of(edges), pairs) if edges else pairs
+        body = For(half, const(0), const(2), body, ForKind.UNROLLED)
+        body = For(group, const(0), const(groups), body, ForKind.UNROLLED)
+        func = PrimFunc(self.name, (), 0, body)
+        return simplify(vectorize(func, _PAIRS)).body
+
+
+def _stores_since(number: int, count: int) -> int:
+    """How many stores ago the slot of box `number` of `count` per tile was used.
+
+    >>> [_stores_since(i, 3) for i in range(3)], [_stores_since(i, 4) for i in range(4)]
+    ([1, 2, 2], [2, 2, 2, 2])
+    """
+    if number >= _SLOTS:
+        return _SLOTS
+    last = max(i for i in range(count) if i % _SLOTS == number)  # of the tile before
+    return count - last + number
+
+
+def _accumulation(dtype: DType) -> DType:
+    return DType.INT32 if dtype is DType.INT8 else DType.FLOAT32
+
+
+def _map(
+    name: str, buffer: Buffer, dims: tuple[int, int], batch: int, box: tuple[int, int]
+) -> TensorMap:
+    """A matrix, or `batch` of them one after the other; `dims` and `box` innermost first."""
+    itemsize = buffer.dtype.itemsize
+    row = dims[0] * itemsize
+    if batch > 1:
+        dims, strides, box = (*dims, batch), (row, row * dims[1]), (*box, 1)  # type: ignore[assignment]
+        return TensorMap(name, buffer, dims, strides, box, _SWIZZLE)
+    return TensorMap(name, buffer, dims, (row,), box, _SWIZZLE)
+
+
+def _shared_tile(name: str, dtype: DType, nbytes: int, stages: int) -> SharedTile:
+    elements = const(stages * nbytes // dtype.itemsize)
+    buffer = Buffer(name, (elements,), dtype, Scope.SHARED, 1024)
+    return SharedTile(name, dtype, nbytes, stages, buffer)
+
+
+def _zero(acc: Accumulator) -> Stmt:
+    register = Var("register")
+    count = math.prod((acc.tiles, acc.shape.registers))
+    store = Store(acc.buffer, (register,), const(0, acc.shape.acc))
+    return For(register, const(0), const(count), store, ForKind.UNROLLED)
+
+
+def _reads_elements(epilogue: Epilogue) -> bool:
+    from ...ir.node import postorder
+
+    return any(isinstance(node, Load) for node in postorder(epilogue.value))

@@ -1,0 +1,320 @@
+"""Tile programs: kernels whose warpgroups have roles and work asynchronously.
+
+A `TileProgram` is a statement at the root of a function, one launch. Its roles run concurrently in
+every block; they move tiles through shared memory with the tensor memory accelerator (TMA) and
+multiply them with `wgmma`, ordered by mbarriers. Statements inside a role are those of the loop IR
+(`Seq`, `For`, `If`) and the operations below, each of which is one or two instructions; ordinary
+code of all threads sits in `ThreadCode`.
+
+Rings: a tile and its barriers have `stages`, and a role walks them with a `Cursor`, which knows the
+stage and the parity of the round. (CUTLASS calls it PipelineState.)
+"""
+
+from __future__ import annotations
+
+from ...dtype import DType
+from ...ir.expr import Expr, Var
+from ...ir.node import dataclass
+from ..nodes import Buffer, Stmt
+from .layout import MatrixDescriptor, Swizzle, WgmmaShape
+
+__all__ = [
+    "Accumulator", "Advance", "Arrive", "Barrier", "ClusterSync", "CommitStores", "Cursor",
+    "ExpectBytes", "FenceBarrierInit", "FenceProxy", "InitBarriers", "Let", "NamedBarrier",
+    "Operand", "Role", "SharedTile", "TensorMap", "ThreadCode", "TileProgram", "TmaLoad",
+    "TmaStore", "Wait", "WaitStores", "Wgmma", "WgmmaCommit", "WgmmaFence", "WgmmaWait",
+]  # fmt: skip
+
+WARPGROUP = 128
+"""Threads that issue wgmma together."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorMap:
+    """A tensor in global memory as TMA sees it: what cuTensorMapEncodeTiled takes.
+
+    Attributes:
+        buffer: a parameter of the function.
+        dims: extents, innermost first.
+        strides: bytes between elements of dims[1:], multiples of 16.
+        box: extents of what one copy moves; outside of `dims` copies read 0 and write nothing.
+    """
+
+    name: str
+    buffer: Buffer
+    dims: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    swizzle: Swizzle
+
+    @property
+    def box_bytes(self) -> int:
+        count = self.buffer.dtype.itemsize
+        for extent in self.box:
+            count *= extent
+        return count
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedTile:
+    """`stages` times `nbytes` of shared memory, each aligned to 1024 bytes.
+
+    `buffer` names the elements of all stages, in the order of addresses, for `ThreadCode`.
+    """
+
+    name: str
+    dtype: DType
+    nbytes: int
+    stages: int
+    buffer: Buffer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Barrier:
+    """`stages` mbarriers; a phase ends after `count` arrivals and all expected bytes."""
+
+    name: str
+    count: int
+    stages: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cursor:
+    """A role's position in a ring: stage and parity, from (0, 0)."""
+
+    name: str
+    stages: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Accumulator:
+    """`tiles` results D of `shape` in registers; `buffer` names a thread's registers."""
+
+    shape: WgmmaShape
+    tiles: int
+    buffer: Buffer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operand:
+    """A or B of a wgmma: where it begins in a stage of a tile, and how it lies there."""
+
+    tile: SharedTile
+    cursor: Cursor
+    offset: Expr  # bytes
+    descriptor: MatrixDescriptor
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Role(Stmt):
+    """What some warpgroups of a block do.
+
+    Attributes:
+        first, warpgroups: which ones.
+        warpgroup, thread: variables: the warpgroup within the role, the thread within it.
+        registers: per thread, by setmaxnreg; 0 leaves them alone.
+        single: one thread does it all, the others wait for the end.
+    """
+
+    CHILDREN = ("body",)
+    name: str
+    first: int
+    warpgroups: int
+    warpgroup: Var
+    thread: Var
+    body: Stmt
+    registers: int = 0
+    single: bool = False
+    cursors: tuple[Cursor, ...] = ()
+    accumulators: tuple[Accumulator, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class TileProgram(Stmt):
+    """One launch of `grid` blocks in clusters of `cluster`.
+
+    Attributes:
+        block, rank: variables: the block, and its number within the cluster.
+        setup, finish: what all threads do before and after their roles.
+    """
+
+    CHILDREN = ("setup", "roles", "finish")
+    name: str
+    grid: int
+    cluster: int
+    block: Var
+    rank: Var
+    maps: tuple[TensorMap, ...]
+    tiles: tuple[SharedTile, ...]
+    barriers: tuple[Barrier, ...]
+    setup: Stmt
+    roles: tuple[Role, ...]
+    finish: Stmt
+
+    @property
+    def warpgroups(self) -> int:
+        return sum(role.warpgroups for role in self.roles)
+
+    @property
+    def threads(self) -> int:
+        return self.warpgroups * WARPGROUP
+
+
+class TileOp(Stmt):
+    """An operation of a role."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Let(TileOp):
+    """`var = value`, until the enclosing iteration ends; 0 <= var < extent."""
+
+    CHILDREN = ("value",)
+    var: Var
+    value: Expr
+    extent: int
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class InitBarriers(TileOp):
+    """One thread of the block makes all mbarriers."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class FenceBarrierInit(TileOp):
+    """Makes new mbarriers visible to copies and to the other blocks of the cluster."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ClusterSync(TileOp):
+    """All threads of the cluster (of the block, where clusters have one) wait for each other."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class NamedBarrier(TileOp):
+    """`warpgroups` warpgroups, all threads of each, wait for each other.
+
+    Names `first` to `first + number of warpgroups` are used where each has its own.
+    """
+
+    CHILDREN = ("name",)
+    name: Expr
+    warpgroups: int
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Wait(TileOp):
+    """Wait until the phase of the cursor's round has ended; with `before`, that of the round before
+    it, which for the first round has."""
+
+    barrier: Barrier
+    cursor: Cursor
+    before: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Arrive(TileOp):
+    """One thread of the warpgroup arrives; with `everywhere`, in each block of the cluster."""
+
+    barrier: Barrier
+    cursor: Cursor
+    everywhere: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ExpectBytes(TileOp):
+    """Arrive, and let the phase wait for this many bytes too."""
+
+    barrier: Barrier
+    cursor: Cursor
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Advance(TileOp):
+    """The next stage."""
+
+    cursor: Cursor
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class TmaLoad(TileOp):
+    """Copy the box at `coordinates` (innermost first) to `offset` in a stage of a tile, and count
+    its bytes on the barrier of that stage; with `multicast`, in every block of the cluster."""
+
+    CHILDREN = ("coordinates", "offset")
+    map: TensorMap
+    coordinates: tuple[Expr, ...]
+    tile: SharedTile
+    offset: Expr
+    cursor: Cursor
+    barrier: Barrier
+    multicast: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class TmaStore(TileOp):
+    """One thread of the warpgroup starts the copy from `offset` in a tile to the box at
+    `coordinates`."""
+
+    CHILDREN = ("coordinates", "offset")
+    map: TensorMap
+    coordinates: tuple[Expr, ...]
+    tile: SharedTile
+    offset: Expr
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class CommitStores(TileOp):
+    """The stores of this thread since the last commit are a group."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class WaitStores(TileOp):
+    """The thread that stores waits until at most `pending` groups still read shared memory."""
+
+    pending: int
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class FenceProxy(TileOp):
+    """What this thread wrote to shared memory becomes visible to copies and wgmma."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class WgmmaFence(TileOp):
+    """Orders other uses of the accumulators before the wgmma that follow."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Wgmma(TileOp):
+    """D[tile] = A B, plus D[tile] where `accumulate`."""
+
+    acc: Accumulator
+    tile: int
+    a: Operand
+    b: Operand
+    accumulate: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class WgmmaCommit(TileOp):
+    """The wgmma since the last commit are a group."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class WgmmaWait(TileOp):
+    """Wait until at most `pending` groups are not done."""
+
+    pending: int
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ThreadCode(TileOp):
+    """Loop IR that each thread of the warpgroup runs: register arrays, loads and stores."""
+
+    CHILDREN = ("body",)
+    body: Stmt
+
+
