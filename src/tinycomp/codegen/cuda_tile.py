@@ -77,9 +77,7 @@ class TileEmitter(KernelEmitter):
 
     # -- names of what the program declares --------------------------------------------------
 
-    def _prologue(
-        self, tiles: dict[op.SharedTile, int], barriers: dict[op.Barrier, int]
-    ) -> None:
+    def _prologue(self, tiles: dict[op.SharedTile, int], barriers: dict[op.Barrier, int]) -> None:
         program, line = self.program, self.out.line
         line("extern __shared__ __align__(1024) unsigned char shared[];")
         self.base = self.unique("base")
@@ -212,7 +210,9 @@ class TileEmitter(KernelEmitter):
             for rank in range(count):
                 self.call("mbarrier_arrive_at", at, rank)
             return
-        self.out.line(f"if ({thread} < {count}) {self.out.use('mbarrier_arrive_at')}({at}, {thread});")
+        self.out.line(
+            f"if ({thread} < {count}) {self.out.use('mbarrier_arrive_at')}({at}, {thread});"
+        )
 
     def expect_bytes(self, stmt: op.ExpectBytes) -> None:
         at = self._barrier(stmt.barrier, stmt.cursor)

@@ -19,6 +19,7 @@ from .cuda_driver import present_arch
 from .cuda_plan import CudaPlan
 from .module import Module
 from .profiler import Profile
+from .tensor_maps import encode_tensor_map
 
 LEVELS = ("relay", "te", "tir", "cuda")
 _SHARED_LIMIT_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -186,6 +187,7 @@ class _Device:
         for launch in self.plan.launches[call.kernel]:
             arguments: list[Any] = [np.uint64(addresses[i]) for i in launch.params]
             arguments += [np.uint64(base + offset) for offset in launch.workspace]
+            arguments += [encode_tensor_map(m, addresses[m.param]) for m in launch.maps]
             if launch.can_fail:
                 number = next(i for i, c in enumerate(self.calls) if c is call)
                 arguments += [np.uint64(self.error.data.ptr), np.int32(number + 1)]

@@ -13,7 +13,7 @@ from typing import Any
 
 from ... import te
 from ...dtype import DType
-from ...ir.expr import Call, Expr, Load, Var, as_int, substitute
+from ...ir.expr import Call, Expr, Load, Var, as_int, const, substitute
 from ...ir.node import rewrite
 from ...relay.nodes import Call as RelayCall
 from ...relay.nodes import Function
@@ -52,7 +52,7 @@ def build_hopper_matmul(function: Function, target: Target, name: str) -> PrimFu
     staged = operands.n * itemsize % 16 == 0 and itemsize > 1
     tile = choose_hopper_tile(operands.batch, operands.m, operands.n, operands.k, itemsize, staged)
     program = gemm_program(name, operands, epilogue, tile, _BLOCKS)
-    return PrimFunc(name, params, 1, program, span=function.span)
+    return PrimFunc(name, params, 1, program)
 
 
 class _Matmul:
@@ -113,7 +113,8 @@ class _Matmul:
     def _epilogue(
         self, inputs: list[Tensor], out: Tensor, stages: list[ComputeOp]
     ) -> tuple[Operands, Epilogue, tuple[Buffer, ...]] | None:
-        assert self.product is not None and self.operands is not None
+        assert self.product is not None
+        assert self.operands is not None
         batch, m, n, k = self.sizes
         if math.prod(map(as_int, out.shape)) != batch * m * n:
             return None
@@ -130,9 +131,11 @@ class _Matmul:
         analyzer = Analyzer()
         for var, extent in ((b, batch), (i, m), (j, n)):
             analyzer.bind(var, 0, extent)
-        place = _unravel((b * m + i) * n + j, [as_int(d) for d in out.shape], analyzer)
+        element = (b if batch > 1 else const(0), i, j)
+        flat = (element[0] * m + i) * n + j
+        place = _unravel(flat, [as_int(d) for d in out.shape], analyzer)
         known = {v.var: at for v, at in zip(block.iter_vars, place, strict=True)}
-        value = _on_accumulator(substitute(store.value, known), product, (b, i, j), acc, analyzer)
+        value = _on_accumulator(substitute(store.value, known), product, element, acc, analyzer)
         if value is None:
             return None
         by_name = {p.name: p for p in params}
@@ -154,7 +157,7 @@ def _unravel(flat: Expr, shape: list[int], analyzer: Analyzer) -> list[Expr]:
 
 
 def _on_accumulator(
-    value: Expr, product: Buffer, place: tuple[Var, ...], acc: Var, analyzer: Analyzer
+    value: Expr, product: Buffer, place: tuple[Expr, ...], acc: Var, analyzer: Analyzer
 ) -> Expr | None:
     """`value` with the variable `acc` for its reads of the product; None if one of these is of
     another element than `place`, or an index is computed from data."""
@@ -182,6 +185,7 @@ _REFILL = 61e9  # bytes/s from L2 to one multiprocessor
 _STORE = 33e9  # bytes/s to memory, one multiprocessor's share
 _SHARED = 128 * 1.46e9  # bytes/s that wgmma reads
 _FILL = 1.2e-6  # seconds until the first product
+_BARRIERS = 50e-9  # seconds that a step waits, whatever its size
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +236,7 @@ def estimated_seconds(
     flops = 2 * tile.rows * tile.columns * (ROW_BYTES // 2)
     copied = (tile.rows + tile.columns / tile.cluster) * ROW_BYTES
     read = tile.rows // 64 * (64 + tile.columns) * ROW_BYTES
-    step = max(flops / _TENSOR, copied / _REFILL, read / _SHARED)
+    step = max(flops / _TENSOR, copied / _REFILL, read / _SHARED) + _BARRIERS
     epilogue = tile.rows * tile.columns * itemsize / _STORE
     # The last write of a block is exposed; others overlap with copies, not with products.
     return waves * (math.ceil(k * 2 / ROW_BYTES) * step + epilogue / 2) + epilogue / 2 + _FILL

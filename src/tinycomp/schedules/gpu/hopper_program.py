@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...dtype import DType
-from ...ir.expr import Expr, Load, Var, all_of, as_expr, binary, const, substitute
 from ...ir.expr import BinaryOp as Op
+from ...ir.expr import Expr, Load, Var, all_of, as_expr, binary, const, substitute
+from ...ir.node import postorder
 from ...target import Target
 from ...tir.nodes import Buffer, For, ForKind, If, PrimFunc, Scope, Seq, Stmt, Store
 from ...tir.passes.simplify import simplify
@@ -28,7 +29,6 @@ from ...tir.tile.layout import (
     MatrixDescriptor,
     Swizzle,
     WgmmaShape,
-    fragment_column,
     fragment_row,
 )
 from ...tir.tile.nodes import (
@@ -140,11 +140,11 @@ class _Gemm:
         self.name, self.operands, self.epilogue, self.tile = name, operands, epilogue, tile
         dtype = operands.a.dtype
         self.step = ROW_BYTES // dtype.itemsize  # of k
-        self.steps = -(-operands.k // self.step)
+        self.steps = math.ceil(operands.k / self.step)
         self.shape = WgmmaShape(tile.columns, dtype, _accumulation(dtype))
         self.per_consumer = tile.rows // tile.consumers // _ROWS  # wgmma tiles along the rows
-        self.row_tiles = -(-(-(-operands.m // tile.rows)) // tile.cluster)  # of clusters
-        self.column_tiles = -(-operands.n // tile.columns)
+        self.row_tiles = math.ceil(operands.m / (tile.rows * tile.cluster))  # of clusters
+        self.column_tiles = math.ceil(operands.n / tile.columns)
         self.tiles = operands.batch * self.row_tiles * self.column_tiles
         self.clusters = min(self.tiles, max(1, blocks // tile.cluster))
         self.block, self.rank = Var("block"), Var("rank")
@@ -249,22 +249,11 @@ class _Gemm:
         tile = self.tile
         read, release = Cursor("read", tile.depth), Cursor("release", tile.depth)
         warpgroup, thread = Var("warpgroup"), Var("thread")
-        batch, row, column, k = Var("batch"), Var("row"), Var("column"), Var("k")
+        batch, row, column = Var("batch"), Var("row"), Var("column")
         registers = self.per_consumer * self.shape.registers
         buffer = Buffer("acc", (const(registers),), self.shape.acc, Scope.LOCAL)
         acc = Accumulator(self.shape, self.per_consumer, buffer)
-        free = [Arrive(self.empty, release, tile.cluster > 1), Advance(release)]
-        parts: list[Stmt] = []
-        if self.steps:
-            later = [*self._multiply(acc, read, warpgroup, True), WgmmaWait(1), *free]
-            parts += self._multiply(acc, read, warpgroup, False)
-            if self.steps > 1:
-                parts.append(
-                    For(k, const(1), const(self.steps - 1), Seq(tuple(later)), annotations=_ROLLED)
-                )
-            parts += [WgmmaWait(0), *free]
-        else:
-            parts.append(ThreadCode(_zero(acc)))
+        parts = self._main_loop(acc, read, release, warpgroup)
         first = row + warpgroup * (self.per_consumer * _ROWS)
         parts += self._write(acc, batch, first, column, warpgroup, thread)
         walk = self._walk(Seq(tuple(parts)), batch, row, column)
@@ -274,6 +263,24 @@ class _Gemm:
             "consumer", 1, tile.consumers, warpgroup, thread, Seq((walk, *done)),
             counts[tile.consumers], False, (read, release), (acc,),
         )  # fmt: skip
+
+    def _main_loop(
+        self, acc: Accumulator, read: Cursor, release: Cursor, warpgroup: Var
+    ) -> list[Stmt]:
+        """The sum over k. A stage is released when the products of the next one are under way;
+        in a ring of one stage there is no next one before."""
+        if not self.steps:
+            return [ThreadCode(_zero(acc))]
+        k = Var("k")
+        free = [Arrive(self.empty, release, self.tile.cluster > 1), Advance(release)]
+        first, later = (self._multiply(acc, read, warpgroup, past) for past in (False, True))
+        if self.tile.depth == 1:
+            first, later = [*first, WgmmaWait(0), *free], [*later, WgmmaWait(0), *free]
+            last: list[Stmt] = []
+        else:
+            later, last = [*later, WgmmaWait(1), *free], [WgmmaWait(0), *free]
+        loop = For(k, const(1), const(self.steps - 1), Seq(tuple(later)), annotations=_ROLLED)
+        return [*first, *([loop] if self.steps > 1 else []), *last]
 
     def _multiply(
         self, acc: Accumulator, read: Cursor, warpgroup: Var, accumulate: bool
@@ -418,6 +425,4 @@ def _zero(acc: Accumulator) -> Stmt:
 
 
 def _reads_elements(epilogue: Epilogue) -> bool:
-    from ...ir.node import postorder
-
     return any(isinstance(node, Load) for node in postorder(epilogue.value))

@@ -14,7 +14,7 @@ barriers and fences as documented would not show.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,8 @@ from ..passes.visit import drive
 from ..tree import statements
 from . import nodes as op
 from .lanes import Output, WarpgroupMemory
-from .layout import ROW_BYTES
 from .memory import POISON, Access, Clock, Components, Fences, MBarrier, SharedMemory, TileError
+from .transfers import Product, Stored, check_place, landing
 
 Blocked = tuple[str, Callable[[], bool]]  # what an agent waits for, and whether it may go on
 Steps = Generator[Blocked | None, None, None]
@@ -219,10 +219,10 @@ class Agent:
         self.lanes.vars.update(values)
         for acc in role.accumulators:
             self.memory.registers_of(acc.buffer)
-        self._uncommitted: list[_Product] = []
-        self._groups: list[list[_Product]] = []
-        self._stores: list[_Stored] = []
-        self._store_groups: list[list[_Stored]] = []
+        self._uncommitted: list[Product] = []
+        self._groups: list[list[Product]] = []
+        self._stores: list[Stored] = []
+        self._store_groups: list[list[Stored]] = []
         self._steps = self._run()
 
     # -- scheduling --------------------------------------------------------------------------
@@ -343,6 +343,9 @@ class Agent:
                 f"and takes that of phase {barrier.phase - 1} for it"
             )
         self._learn(barrier.ended)
+        # The assembler puts in a fence where there is none behind a wait, and serialises (C7519).
+        for registers in self.memory.registers.values():
+            registers.touched = True
 
     def arrive(self, stmt: op.Arrive) -> None:
         stage, _ = self.position(stmt.cursor)
@@ -381,7 +384,7 @@ class Agent:
             barrier = block.barriers[stmt.barrier, stage]
             barrier.require(self.elected, what, True)
             start = block.memory.address(stmt.tile, stage, offset)
-            _check_place(stmt, what, start, offset, nbytes)
+            check_place(stmt, what, start, offset, nbytes)
             component = self.machine.components.fresh()
             begin, end = Clock(self.elected), (component, 1)
             block.memory.use(
@@ -392,7 +395,7 @@ class Agent:
             done = Clock(begin)
             done[component] = 1
             self.machine.start_copy(
-                _landing(block, barrier, stmt.map, source, corner, start, done, what)
+                landing(block, barrier, stmt.map, source, corner, start, done, what)
             )
 
     def tma_store(self, stmt: op.TmaStore) -> None:
@@ -402,12 +405,12 @@ class Agent:
         memory = self.block.memory
         stage, inside = divmod(offset, stmt.tile.nbytes)
         start = memory.address(stmt.tile, 0, offset)
-        _check_place(stmt, what, start, inside, nbytes)
+        check_place(stmt, what, start, inside, nbytes)
         end = (self.machine.components.fresh(), 1)
         access = Access(start, start + nbytes, False, end, what)
         memory.use(stmt.tile, stage, access, self.elected)
         output = self.machine.outputs[stmt.map.buffer]
-        stored = _Stored(stmt.map, memory, start, corner, output, end)
+        stored = Stored(stmt.map, memory, start, corner, output, end)
         if self.machine.policy.copies == "early":
             stored.run()
         self._stores.append(stored)
@@ -435,11 +438,11 @@ class Agent:
         registers = self.memory.registers_of(stmt.acc.buffer)
         if registers.touched:
             raise TileError(
-                f"{self.name} issues wgmma on {stmt.acc.buffer.name} after other uses of it",
+                f"{self.name} issues wgmma on {stmt.acc.buffer.name} after a wait or another use",
                 hint="wgmma.fence must come between",
             )
         end = (self.machine.components.fresh(), 1)
-        product = _Product(self, stmt, end)
+        product = Product(self, stmt, end)
         product.note(self.elected)
         registers.pending += 1
         if self.machine.policy.products == "early":
@@ -463,123 +466,6 @@ class Agent:
         self.memory.flush(self.clock, (self.group, self.clock[self.group]))
         if self.role.single:
             self.elected.join(self.clock)
-
-
-def _check_place(stmt: Any, what: str, start: int, offset: int, nbytes: int) -> None:
-    if offset < 0 or offset + nbytes > stmt.tile.nbytes:
-        raise TileError(f"{what} does not lie within a stage of {stmt.tile.name}")
-    if stmt.map.swizzle.span and start % 1024:
-        raise TileError(f"{what} begins at {start}, which is not aligned to 1024 bytes")
-
-
-def _box(map: op.TensorMap, corner: Sequence[int]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Indices of the elements of a box, outermost first, and which of them exist."""
-    axes = [c + np.arange(n) for c, n in zip(corner, map.box, strict=True)]
-    grid = np.meshgrid(*reversed(axes), indexing="ij")
-    inside = np.ones(grid[0].shape, np.bool_)
-    for index, extent in zip(reversed(grid), map.dims, strict=True):
-        inside &= (index >= 0) & (index < extent)
-    return grid, inside
-
-
-def _elements(map: op.TensorMap, grid: list[np.ndarray], inside: np.ndarray) -> np.ndarray:
-    """Positions in the tensor's memory, in elements."""
-    itemsize = map.buffer.dtype.itemsize
-    position = grid[-1].copy()
-    for index, stride in zip(reversed(grid[:-1]), map.strides, strict=True):
-        position += index * (stride // itemsize)
-    return np.where(inside, position, 0)
-
-
-def _landing(
-    block: Block, barrier: MBarrier, map: op.TensorMap, source: np.ndarray,
-    corner: list[int], start: int, done: Clock, what: str,
-) -> Callable[[], None]:  # fmt: skip
-    def land() -> None:
-        block.in_flight -= 1
-        grid, inside = _box(map, corner)
-        values = source.reshape(-1)[_elements(map, grid, inside)]
-        values[~inside] = np.zeros((), values.dtype)
-        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        block.memory.data[map.swizzle.apply(start + np.arange(data.size))] = data
-        barrier.transferred(data.size, done, what)
-
-    return land
-
-
-class _Stored:
-    """A TMA store under way."""
-
-    def __init__(
-        self, map: op.TensorMap, memory: SharedMemory, start: int, corner: list[int],
-        output: Output, end: tuple[int, int],
-    ) -> None:  # fmt: skip
-        self.map, self.memory, self.start, self.corner = map, memory, start, corner
-        self.output, self.end, self.done = output, end, False
-
-    def run(self) -> None:
-        if self.done:
-            return
-        self.done = True
-        grid, inside = _box(self.map, self.corner)
-        at = self.map.swizzle.apply(self.start + np.arange(self.map.box_bytes))
-        values = self.memory.data[at].view(self.map.buffer.dtype.numpy).reshape(inside.shape)
-        where = _elements(self.map, grid, inside)
-        self.output.write(where[inside], values[inside])
-
-
-class _Product:
-    """A wgmma under way."""
-
-    def __init__(self, agent: Agent, stmt: op.Wgmma, end: tuple[int, int]) -> None:
-        self.agent, self.stmt, self.end, self.done = agent, stmt, end, False
-        shape = stmt.acc.shape
-        self.places = [
-            self._place(operand, extent)
-            for operand, extent in ((stmt.a, 64), (stmt.b, shape.n))
-        ]
-
-    def _place(self, operand: op.Operand, extent: int) -> tuple[op.SharedTile, int, np.ndarray]:
-        stage, _ = self.agent.position(operand.cursor)
-        offset = self.agent.value(operand.offset)
-        start = self.agent.block.memory.address(operand.tile, stage, offset)
-        shape = self.stmt.acc.shape
-        itemsize = shape.dtype.itemsize
-        addresses = operand.descriptor.addresses(start, extent, shape.k, itemsize)
-        low = self.agent.block.memory.address(operand.tile, stage, 0)
-        if addresses.min() < low or addresses.max() >= low + operand.tile.nbytes:
-            raise TileError(f"wgmma of {self.agent.name} reads beyond a stage of its operand")
-        if start % 16 or operand.tile.nbytes % (8 * ROW_BYTES):
-            raise TileError(f"wgmma of {self.agent.name} has an operand at {start}: not aligned")
-        return operand.tile, stage, addresses
-
-    def note(self, begin: Clock) -> None:
-        """Its reads last until it is waited for."""
-        itemsize = self.stmt.acc.shape.dtype.itemsize
-        for tile, stage, at in self.places:
-            low, high = int(at.min()), int(at.max()) + itemsize
-            access = Access(low, high, False, self.end, f"wgmma of {self.agent.name}")
-            self.agent.block.memory.use(tile, stage, access, begin)
-
-    def run(self) -> None:
-        if self.done:
-            return
-        self.done = True
-        stmt, shape = self.stmt, self.stmt.acc.shape
-        a, b = (self._operand(at) for _, _, at in self.places)
-        wide = shape.acc.numpy
-        product = a.astype(wide) @ b.astype(wide).T
-        row, column = shape.fragment()
-        first = stmt.tile * shape.registers
-        registers = self.agent.memory.registers_of(stmt.acc.buffer).values
-        part = registers[:, first : first + shape.registers]
-        part[:] = product[row, column] + (part if stmt.accumulate else 0)
-
-    def _operand(self, at: np.ndarray) -> np.ndarray:
-        dtype = self.stmt.acc.shape.dtype
-        bytes_at = at[..., None] + np.arange(dtype.itemsize)
-        data = self.agent.block.memory.data[bytes_at]
-        return np.ascontiguousarray(data).view(dtype.numpy)[..., 0]
 
 
 _HANDLERS: dict[type, Callable[[Agent, Any], Steps | None]] = {

@@ -138,5 +138,3 @@ class WarpgroupMemory:
             )
             agent.block.memory.use(tile, stage, access, begin)
         self._used.clear()
-
-

@@ -105,9 +105,7 @@ class SharedMemory:
         kept.append(access)
         self._accesses[(tile, stage)] = kept
 
-    def _check(
-        self, tile: SharedTile, stage: int, old: Access, new: Access, begin: Clock
-    ) -> None:
+    def _check(self, tile: SharedTile, stage: int, old: Access, new: Access, begin: Clock) -> None:
         where = f"stage {stage} of {tile.name} of {self.name}"
         if not begin.knows(old.end):
             raise TileError(
@@ -115,12 +113,12 @@ class SharedMemory:
                 f"which {old.what} may still be {'writing' if old.writes else 'reading'}",
                 hint="nothing makes the second wait for the end of the first",
             )
-        if old.fences is not None and old.writes and new.fences is None:
-            if old.fences.count <= old.fence:
-                raise TileError(
-                    f"{new.what} may not see what {old.what} wrote to {where}",
-                    hint="fence.proxy.async must follow ordinary stores before the barrier",
-                )
+        ordinary = old.fences if old.writes and new.fences is None else None
+        if ordinary is not None and ordinary.count <= old.fence:
+            raise TileError(
+                f"{new.what} may not see what {old.what} wrote to {where}",
+                hint="fence.proxy.async must follow ordinary stores before the barrier",
+            )
 
 
 @dataclass(slots=True)

@@ -316,5 +316,3 @@ class ThreadCode(TileOp):
 
     CHILDREN = ("body",)
     body: Stmt
-
-

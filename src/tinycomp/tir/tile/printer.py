@@ -20,7 +20,9 @@ def program_parts(program: op.TileProgram, depth: int) -> list[tuple[Any, int]]:
         size = f"{tile.stages} x {tile.nbytes} bytes of {tile.dtype}"
         parts.append((f"shared {tile.name}: {size}", depth + 1))
     for barrier in program.barriers:
-        parts.append((f"barrier {barrier.name}[{barrier.stages}], {barrier.count} arrivals", depth + 1))
+        parts.append(
+            (f"barrier {barrier.name}[{barrier.stages}], {barrier.count} arrivals", depth + 1)
+        )
     parts.append((program.setup, depth + 1))
     for role in program.roles:
         parts.append((role, depth + 1))

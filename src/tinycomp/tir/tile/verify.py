@@ -74,6 +74,12 @@ def _check_registers(program: op.TileProgram) -> None:
         )  # fmt: skip
         for acc in role.accumulators:
             n = acc.shape.n
+            # The assembler wants room for one instruction in what a thread has at the launch.
+            _require(
+                acc.shape.registers + 26 <= at_launch, program,
+                f"wgmma with {n} columns, where a thread starts with {at_launch} registers",
+                "fewer columns, or fewer consumers",
+            )  # fmt: skip
             step = 16 if acc.shape.dtype.itemsize == 1 and n > 32 else 8
             _require(8 <= n <= 256 and n % step == 0, program, f"wgmma with {n} columns")
     _require(total <= REGISTER_FILE, program, f"{total} registers, at most {REGISTER_FILE}")
@@ -96,4 +102,4 @@ def _check_map(program: op.TileProgram, map: op.TensorMap) -> None:
 
 def _require(holds: bool, program: op.TileProgram, what: str, hint: str = "") -> None:
     if not holds:
-        raise ScheduleError(f"{program.name} asks for {what}", hint=hint or None)
+        raise ScheduleError(f"{program.name} asks for {what}", hint=hint)

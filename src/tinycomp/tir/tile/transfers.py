@@ -1,0 +1,135 @@
+"""Copies, stores and products of a tile program while they are under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import nodes as op
+from .lanes import Output
+from .layout import ROW_BYTES
+from .memory import Access, Clock, MBarrier, SharedMemory, TileError
+
+if TYPE_CHECKING:
+    from .interpreter import Agent, Block
+
+
+def check_place(stmt: Any, what: str, start: int, offset: int, nbytes: int) -> None:
+    """Raise TileError unless a box fits where it is copied to or from."""
+    if offset < 0 or offset + nbytes > stmt.tile.nbytes:
+        raise TileError(f"{what} does not lie within a stage of {stmt.tile.name}")
+    if stmt.map.swizzle.span and start % 1024:
+        raise TileError(f"{what} begins at {start}, which is not aligned to 1024 bytes")
+
+
+def _box(map: op.TensorMap, corner: Sequence[int]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Indices of the elements of a box, outermost first, and which of them exist."""
+    axes = [c + np.arange(n) for c, n in zip(corner, map.box, strict=True)]
+    grid = list(np.meshgrid(*reversed(axes), indexing="ij"))
+    inside: np.ndarray = np.ones(grid[0].shape, np.bool_)
+    for index, extent in zip(reversed(grid), map.dims, strict=True):
+        inside &= (index >= 0) & (index < extent)
+    return grid, inside
+
+
+def _elements(map: op.TensorMap, grid: list[np.ndarray], inside: np.ndarray) -> np.ndarray:
+    """Positions in the tensor's memory, in elements."""
+    itemsize = map.buffer.dtype.itemsize
+    position = grid[-1].copy()
+    for index, stride in zip(reversed(grid[:-1]), map.strides, strict=True):
+        position += index * (stride // itemsize)
+    return np.where(inside, position, 0)
+
+
+def landing(
+    block: Block, barrier: MBarrier, map: op.TensorMap, source: np.ndarray,
+    corner: list[int], start: int, done: Clock, what: str,
+) -> Callable[[], None]:  # fmt: skip
+    """What happens when a copy arrives: the bytes are there, and the barrier counts them."""
+
+    def land() -> None:
+        block.in_flight -= 1
+        grid, inside = _box(map, corner)
+        values = source.reshape(-1)[_elements(map, grid, inside)]
+        values[~inside] = np.zeros((), values.dtype)
+        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        block.memory.data[map.swizzle.apply(start + np.arange(data.size))] = data
+        barrier.transferred(data.size, done, what)
+
+    return land
+
+
+class Stored:
+    """A TMA store under way."""
+
+    def __init__(
+        self, map: op.TensorMap, memory: SharedMemory, start: int, corner: list[int],
+        output: Output, end: tuple[int, int],
+    ) -> None:  # fmt: skip
+        self.map, self.memory, self.start, self.corner = map, memory, start, corner
+        self.output, self.end, self.done = output, end, False
+
+    def run(self) -> None:
+        if self.done:
+            return
+        self.done = True
+        grid, inside = _box(self.map, self.corner)
+        at = self.map.swizzle.apply(self.start + np.arange(self.map.box_bytes))
+        values = self.memory.data[at].view(self.map.buffer.dtype.numpy).reshape(inside.shape)
+        where = _elements(self.map, grid, inside)
+        self.output.write(where[inside], values[inside])
+
+
+class Product:
+    """A wgmma under way."""
+
+    def __init__(self, agent: Agent, stmt: op.Wgmma, end: tuple[int, int]) -> None:
+        self.agent, self.stmt, self.end, self.done = agent, stmt, end, False
+        shape = stmt.acc.shape
+        self.places = [
+            self._place(operand, extent) for operand, extent in ((stmt.a, 64), (stmt.b, shape.n))
+        ]
+
+    def _place(self, operand: op.Operand, extent: int) -> tuple[op.SharedTile, int, np.ndarray]:
+        stage, _ = self.agent.position(operand.cursor)
+        offset = self.agent.value(operand.offset)
+        start = self.agent.block.memory.address(operand.tile, stage, offset)
+        shape = self.stmt.acc.shape
+        itemsize = shape.dtype.itemsize
+        addresses = operand.descriptor.addresses(start, extent, shape.k, itemsize)
+        low = self.agent.block.memory.address(operand.tile, stage, 0)
+        if addresses.min() < low or addresses.max() >= low + operand.tile.nbytes:
+            raise TileError(f"wgmma of {self.agent.name} reads beyond a stage of its operand")
+        if start % 16 or operand.tile.nbytes % (8 * ROW_BYTES):
+            raise TileError(f"wgmma of {self.agent.name} has an operand at {start}: not aligned")
+        return operand.tile, stage, addresses
+
+    def note(self, begin: Clock) -> None:
+        """Its reads last until it is waited for."""
+        itemsize = self.stmt.acc.shape.dtype.itemsize
+        for tile, stage, at in self.places:
+            low, high = int(at.min()), int(at.max()) + itemsize
+            access = Access(low, high, False, self.end, f"wgmma of {self.agent.name}")
+            self.agent.block.memory.use(tile, stage, access, begin)
+
+    def run(self) -> None:
+        if self.done:
+            return
+        self.done = True
+        stmt, shape = self.stmt, self.stmt.acc.shape
+        a, b = (self._operand(at) for _, _, at in self.places)
+        wide = shape.acc.numpy
+        product = a.astype(wide) @ b.astype(wide).T
+        row, column = shape.fragment()
+        first = stmt.tile * shape.registers
+        registers = self.agent.memory.registers_of(stmt.acc.buffer).values
+        part = registers[:, first : first + shape.registers]
+        part[:] = product[row, column] + (part if stmt.accumulate else 0)
+
+    def _operand(self, at: np.ndarray) -> np.ndarray:
+        dtype = self.stmt.acc.shape.dtype
+        bytes_at = at[..., None] + np.arange(dtype.itemsize)
+        data = self.agent.block.memory.data[bytes_at]
+        return np.ascontiguousarray(data).view(dtype.numpy)[..., 0]

@@ -1,0 +1,113 @@
+"""Which products become tile programs by default, with what is fused behind them."""
+
+import numpy as np
+import pytest
+
+from tinycomp.codegen.cuda import emit_cuda
+from tinycomp.dtype import DType
+from tinycomp.kernels import kernel_name
+from tinycomp.ops import default_ops
+from tinycomp.relay.builder import Builder
+from tinycomp.relay.nodes import Call, Function
+from tinycomp.relay.pass_infra import PassContext
+from tinycomp.relay.passes.fuse_ops import FuseOps
+from tinycomp.schedules import build_kernel
+from tinycomp.schedules.gpu.hopper_gemm import choose_hopper_tile, estimated_seconds
+from tinycomp.schedules.gpu.hopper_program import HopperTile
+from tinycomp.target import Target
+from tinycomp.tir.gpu_executor import run
+from tinycomp.tir.tile.nodes import TileProgram
+
+TARGET = Target.parse("cuda -arch=sm_90a")
+OPS = default_ops()
+HALF = DType.FLOAT16
+
+
+def built(make, *types, target=TARGET):
+    """The first kernel of what `make(builder, *params)` gives."""
+    builder = Builder(OPS, fold=False)
+    params = [builder.param(f"x{i}", shape, dtype) for i, (shape, dtype) in enumerate(types)]
+    graph = builder.finish(make(builder, *params))
+    function = FuseOps().run_function(graph, PassContext(OPS, target, 3))
+    kernels = [b.value.op for b in function.bindings if isinstance(b.value, Call)]
+    first = next(k for k in kernels if isinstance(k, Function))
+    return build_kernel(first, target, kernel_name(first))
+
+
+def executed(func):
+    rng = np.random.default_rng(3)
+    arrays = [
+        rng.integers(-2, 3, [d.value for d in p.shape]).astype(p.dtype.numpy) for p in func.params
+    ]
+    run(func, arrays)
+    return [a.astype(np.float32) for a in arrays]
+
+
+def linear(b, x, w, bias, residual):
+    y = b.call("nn.relu", b.call("add", b.call("nn.matmul", x, w), bias))
+    return b.call("add", y, residual)
+
+
+@pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.BFLOAT16])
+def test_linear_layer_with_its_epilogue(dtype):
+    shapes = (2, 100, 96), (96, 136), (136,), (2, 100, 136)
+    func = built(linear, *((s, dtype) for s in shapes))
+    assert isinstance(func.body, TileProgram)
+    x, w, bias, residual, out = executed(func)
+    exact = np.maximum((x @ w).astype(dtype.numpy).astype(np.float32) + bias, 0) + residual
+    np.testing.assert_array_equal(out, exact.astype(dtype.numpy).astype(np.float32))
+    assert emit_cuda(func).launches[0].cluster[0] in (1, 2)
+
+
+def test_batches():
+    func = built(
+        lambda b, x, y: b.call("nn.matmul", x, y), ((3, 72, 40), HALF), ((3, 40, 56), HALF)
+    )
+    assert isinstance(func.body, TileProgram)
+    x, y, out = executed(func)
+    np.testing.assert_array_equal(out, x @ y)
+
+
+def test_one_left_matrix_for_all_batches():
+    func = built(lambda b, x, y: b.call("nn.matmul", x, y), ((72, 40), HALF), ((2, 40, 56), HALF))
+    assert isinstance(func.body, TileProgram)
+    x, y, out = executed(func)
+    np.testing.assert_array_equal(out, x @ y)
+
+
+def matmul(b, x, y):
+    return b.call("nn.matmul", x, y)
+
+
+@pytest.mark.parametrize(
+    ("types", "target"),
+    [
+        ((((72, 41), HALF), ((41, 56), HALF)), TARGET),  # rows of 82 bytes
+        ((((72, 40), HALF), ((40, 57), HALF)), TARGET),
+        ((((32, 40), HALF), ((40, 56), HALF)), TARGET),  # fewer rows than a wgmma has
+        ((((72, 40), DType.FLOAT32), ((40, 56), DType.FLOAT32)), TARGET),
+        ((((2, 1, 72, 40), HALF), ((1, 3, 40, 56), HALF)), TARGET),  # batches of both sides
+        ((((72, 40), HALF), ((40, 56), HALF)), Target.parse("cuda -arch=sm_80")),
+    ],
+)
+def test_others_keep_their_schedule(types, target):
+    assert not isinstance(built(matmul, *types, target=target).body, TileProgram)
+
+
+def test_operands_computed_in_the_kernel():
+    def cast_first(b, x, y):
+        return b.call("nn.matmul", b.call("nn.relu", x), y)
+
+    func = built(cast_first, ((72, 40), HALF), ((40, 56), HALF))
+    assert func is not None
+
+
+def test_choice_fills_the_machine():
+    """Large products get the largest tiles, in clusters; small ones more blocks."""
+    assert choose_hopper_tile(1, 8192, 8192, 8192) == HopperTile(128, 256, 4, 2, 2)
+    small = choose_hopper_tile(1, 512, 512, 4096)
+    assert small.rows * small.columns <= 64 * 64 * 2
+    for sizes in ((1, 128, 768, 768), (12, 384, 384, 64), (1, 64, 8, 8)):
+        chosen = choose_hopper_tile(*sizes)
+        plain = HopperTile(128, 256, 4, 2, 1)
+        assert estimated_seconds(chosen, *sizes) <= estimated_seconds(plain, *sizes)
