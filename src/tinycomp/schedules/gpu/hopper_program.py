@@ -387,7 +387,7 @@ def _stores_since(number: int, count: int) -> int:
     """How many stores ago the slot of box `number` of `count` per tile was used.
 
     >>> [_stores_since(i, 3) for i in range(3)], [_stores_since(i, 4) for i in range(4)]
-    ([1, 2, 2], [2, 2, 2, 2])
+    ([1, 3, 2], [2, 2, 2, 2])
     """
     if number >= _SLOTS:
         return _SLOTS
