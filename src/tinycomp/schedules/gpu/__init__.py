@@ -13,13 +13,13 @@ from ...ir.expr import Load, variables
 from ...ir.node import postorder
 from ...relay.nodes import Function
 from ...target import Target
-from ...te.tensor import ComputeOp
+from ...te.tensor import ComputeOp, ExternOp
 from ...tir.lower_gpu import lower_gpu
 from ...tir.nodes import Alloc, PrimFunc, Scope
 from ...tir.schedule import Schedule, create_schedule
 from ...tir.tree import statements
 from ..collapse import collapse_dims
-from ..common import Kernel
+from ..common import Kernel, inline_injective
 from ..to_te import Compute, to_te
 from .attention import expand_attention
 from .bind import bind_unbound
@@ -65,6 +65,8 @@ def default_gpu_schedule(function: Function, target: Target, name: str) -> Sched
     reductions = kernel.reductions
     if "gemm" in tags:
         schedule_gemm(kernel, tags["gemm"])
+    elif isinstance(outputs[0].op, ExternOp):  # its loops are bound already
+        inline_injective(kernel)
     elif not reductions:
         kernel = schedule_elementwise(kernel)
     elif len(outputs) == 1 and all(r.num_outputs == 1 for r in reductions):
