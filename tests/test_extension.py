@@ -36,7 +36,7 @@ def _import_cube(node):
     return node.builder.call("cube", node.input(0))
 
 
-def _model(rows=4):
+def _model(rows: int | str = 4):
     nodes = [
         helper.make_node("Cube", ["x"], ["c"], "cube", domain="lab"),
         helper.make_node("Relu", ["c"], ["y"], "relu"),

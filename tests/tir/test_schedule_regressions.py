@@ -135,3 +135,14 @@ def test_schedule_computes_what_the_expressions_say(apply, computation, sizes, b
         run(func, [*arrays, *results])
         for result, value in zip(results, expected, strict=True):
             np.testing.assert_allclose(result, value, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_that_data_chooses_are_not_prefetched():
+    """The index of a later iteration may lie outside of what holds the indices."""
+    made = COMPUTATIONS["embedding_sum"](7, 5, 8)
+    s = create_schedule(made.outputs, made.inputs)
+    s.rfactor("B", "k")
+    s["B.rf"].prefetch("A", "k", offset=2)
+    s["B.rf"].vectorize("j")
+    assert "prefetch" in str(s.func)
+    assert "prefetch" not in str(lower(s.func, Target.host()))

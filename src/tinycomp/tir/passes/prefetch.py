@@ -84,7 +84,8 @@ def _fetches(stream: _Stream) -> tuple[Evaluate, ...]:
 
 def _loads(loop: For, name: str) -> list[Load]:
     """The loop's vector loads from a buffer, as loads of their first elements; not those whose
-    place depends on loops inside, which is not known where the prefetch stands."""
+    place depends on loops inside, which is not known where the prefetch stands, or on data, which
+    may not be there for a later iteration."""
     found: dict[Load, None] = {}
     inner = [s.var for s in statements(loop.body) if isinstance(s, For)]
     for node in postorder(loop.body):
@@ -92,6 +93,8 @@ def _loads(loop: For, name: str) -> list[Load]:
             continue
         first = tuple(i.base if isinstance(i, Ramp) else i for i in node.indices)
         if uses(first, inner) or not uses(first, [loop.var]):
+            continue
+        if any(isinstance(n, Load) for n in postorder(first)):
             continue
         if all(i.lanes == 1 for i in first):
             found[Load(node.source, first, None)] = None
