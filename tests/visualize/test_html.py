@@ -1,7 +1,10 @@
 import re
 from html.parser import HTMLParser
 
+import pytest
+
 from tinycomp import te
+from tinycomp.testing.schedule_fuzz import draw_case, random_schedule
 from tinycomp.visualize.html import schedule_html
 from tinycomp.visualize.loops import Relations, Snapshot
 from tinycomp.visualize.svg import Box, Edge, drawing, layers_of
@@ -73,8 +76,8 @@ def test_relations_follow_splits_and_fusions():
     relations = Relations()
     snapshots = [Snapshot(f) for f in s.snapshots()]
     relations.add(snapshots[0])
-    for step, before, after in zip(s.steps, snapshots, snapshots[1:], strict=False):
-        relations.step(step.stage, before, after)
+    for step, after in zip(s.steps, snapshots[1:], strict=True):
+        relations.step(step.stage, after)
     edges = {(e.source, e.target) for e in relations.edges["D"]}
     fused = s[d].axis_names[-1]
     assert edges == {("i", "i.outer"), ("i", "i.inner"), ("i.inner", fused), ("j", fused)}
@@ -98,3 +101,34 @@ def test_layers_and_boxes_do_not_overlap():
     for i, (x, y, w, h) in enumerate(places):
         for x2, y2, w2, h2 in places[:i]:
             assert x >= x2 + w2 or x2 >= x + w or y >= y2 + h2 or y2 >= y + h
+
+
+def test_axes_of_a_name_that_was_used_before():
+    """compute_at names its loops as the axes were named before they were fused."""
+    a = te.placeholder((8, 6), name="A")
+    b = te.compute((8, 6), lambda i, j: a[i, j] * 2.0, name="B")
+    c = te.compute((8, 6), lambda i, j: b[i, j] + 1.0, name="C")
+    s = te.create_schedule(c)
+    s[b].fuse("i", "j")
+    s[b].compute_at(s[c], "j")
+    s[b].split(s[b].axis_names[-1], factor=1)
+    relations = Relations()
+    first, *later = [Snapshot(f) for f in s.snapshots()]
+    relations.add(first)
+    for step, after in zip(s.steps, later, strict=True):
+        relations.step(step.stage, after)
+    order = list(relations.nodes["B"])
+    assert "i (2)" in order
+    assert all(order.index(e.source) < order.index(e.target) for e in relations.edges["B"])
+    checker = Checker()
+    checker.feed(schedule_html(s))
+    assert not checker.open
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_pages_of_random_schedules(seed):
+    schedule = random_schedule(draw_case(seed)).schedule
+    checker = Checker()
+    checker.feed(schedule.to_html())
+    assert not checker.open
+    assert sum(t == "section" for t, _ in checker.seen) == 1 + len(schedule.steps)

@@ -33,7 +33,7 @@ def schedule_html(schedule: Schedule) -> str:
         if before is None:
             relations.add(now)
         else:
-            relations.step(schedule.steps[number - 1].stage, before, now)
+            relations.step(schedule.steps[number - 1].stage, now)
         panels.append(_panel(number, now, before, relations))
         before = now
     rows = ["start", *calls]

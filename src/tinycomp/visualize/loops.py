@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -113,37 +113,46 @@ def _attached(func: PrimFunc) -> dict[str, str]:
 
 @dataclass
 class Relations:
-    """How the axes of each stage came from each other, collected step by step."""
+    """How the axes of each stage came from each other, collected step by step.
 
-    nodes: dict[str, dict[str, IterKind]] = field(default_factory=dict)
+    A step may use a name again that an earlier axis had (compute_at makes loops anew), so axes have
+    keys of their own, and an axis comes only from older ones.
+    """
+
+    nodes: dict[str, dict[str, tuple[str, IterKind]]] = field(default_factory=dict)
     edges: dict[str, list[Edge]] = field(default_factory=dict)
+    now: dict[str, dict[str, str]] = field(default_factory=dict)  # by stage and name, the key
 
     def add(self, snapshot: Snapshot) -> None:
         """Take up stages and axes that are new."""
         for stage, axes in snapshot.axes.items():
             known = self.nodes.setdefault(stage, {})
             self.edges.setdefault(stage, [])
+            before, keys = self.now.get(stage, {}), {}
             for axis in axes:
-                known.setdefault(axis.name, axis.kind)
+                keys[axis.name] = before.get(axis.name) or _fresh(axis.name, known)
+                known.setdefault(keys[axis.name], (axis.name, axis.kind))
+            self.now[stage] = keys
 
-    def step(self, stage: str, before: Snapshot, after: Snapshot) -> None:
+    def step(self, stage: str, after: Snapshot) -> None:
         """Axes of `stage` that a step replaced by others."""
-        old = [a.name for a in before.axes.get(stage, [])]
-        new = [a.name for a in after.axes.get(stage, [])]
-        gone = [a for a in old if a not in new]
-        made = [a for a in new if a not in old]
+        before = self.now.get(stage, {})
         self.add(after)
-        if gone and made and stage in self.edges:
+        keys = self.now.get(stage, {}) if stage in after.axes else {}
+        gone = [k for k in before.values() if k not in keys.values()]
+        made = [k for k in keys.values() if k not in before.values()]
+        if gone and made:
             self.edges[stage] += [Edge(a, b) for a in gone for b in made]
 
     def render(self, stage: str, snapshot: Snapshot) -> str:
         """The relation graph of one stage, as it is now."""
-        present = {a.name: (i, a) for i, a in enumerate(snapshot.axes.get(stage, []))}
+        keys = self.now.get(stage, {})
+        present = {keys[a.name]: (i, a) for i, a in enumerate(snapshot.axes.get(stage, []))}
         boxes = []
-        for name, kind in self.nodes.get(stage, {}).items():
-            found = present.get(name)
+        for key, (name, kind) in self.nodes.get(stage, {}).items():
+            found = present.get(key)
             lines = (found[1].label if found else name,)
-            boxes.append(Box(name, lines, f"axis {kind}{' leaf' if found else ' gone'}"))
+            boxes.append(Box(key, lines, f"axis {kind}{' leaf' if found else ' gone'}"))
         edges = self.edges.get(stage, [])
         related = {key for edge in edges for key in (edge.source, edge.target)}
         alone = sorted((b for b in boxes if b.key not in related and b.key in present),
@@ -154,6 +163,15 @@ class Relations:
         shown = [b for b in boxes if b.key in related]
         wishes = _wishes(shown, edges, present)
         return f"{chips}<div>{drawing(shown, edges, wishes, f'axes of {stage}', 34)}</div>"
+
+
+def _fresh(name: str, known: Mapping[str, object]) -> str:
+    """A key for an axis of this name: the name itself, if it is the first."""
+    key, count = name, 1
+    while key in known:
+        count += 1
+        key = f"{name} ({count})"
+    return key
 
 
 def _wishes(
