@@ -1,0 +1,133 @@
+"""smoke: every elementary function, conversion, matrix instruction and layout beside NumPy.
+
+New instructions add a function to `GROUPS` that yields cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from device import relative_error, run_func
+from harness import Case, Env, Row
+from tinycomp import te
+from tinycomp.dtype import DType
+from tinycomp.ir.expr import INTRINSICS, call
+from tinycomp.schedules.gpu.bind import bind_unbound
+from tinycomp.te.evaluate_expr import INTRINSIC
+from tinycomp.tir.lower_gpu import lower_gpu
+from tinycomp.tir.tensor_intrinsics.warp import MMA
+
+N = 4096
+ULP = 8.0  # more than the CUDA C++ Programming Guide states for any function but pow and tgamma
+_OPERANDS = {"pow": 2, "atan2": 2, "fma": 3}
+_NOT_MATH = ("checked_index", "if_then_else", "popcount", "not", "bit_not", "likely")
+
+
+def cases() -> list[Case]:
+    return [case for group in GROUPS for case in group()]
+
+
+def _elementwise(arrays: list[np.ndarray], dtype: str, body: Callable[..., object], env: Env):
+    """The result of one expression for each element of the arrays."""
+    tensors = [te.placeholder(a.shape, DType.of(a.dtype), f"x{i}") for i, a in enumerate(arrays)]
+    out = te.compute(arrays[0].shape, lambda i: body(*(t[i] for t in tensors)), name="out")
+    func = lower_gpu(bind_unbound(te.create_schedule(out.op).func))
+    result = np.zeros(arrays[0].shape, DType(dtype).numpy)
+    return run_func(func, [*arrays, result], env)[-1]
+
+
+def functions() -> Iterator[Case]:
+    """Elementary functions in float32: the worst error in ulp, and where NaN is."""
+
+    def run_one(name: str, env: Env) -> Iterator[Row]:
+        rng = np.random.default_rng(0)
+        count = _OPERANDS.get(name, 1)
+        arrays = [rng.standard_normal(N).astype("f4") * 4 for _ in range(count)]
+        arrays[0][:6] = [0, -0.0, np.inf, -np.inf, np.nan, 1e-40]
+        dtype = "bool" if INTRINSICS[name] == "bool" else "float32"
+        got = _elementwise(arrays, dtype, lambda *xs: call(name, *xs), env)
+        with np.errstate(all="ignore"):
+            wanted = INTRINSIC[name](*(a.astype("f8") for a in arrays)).astype(got.dtype)
+            scale = np.spacing(np.abs(wanted).astype("f4")).astype("f8")
+            ulp = np.abs(got.astype("f8") - wanted.astype("f8")) / scale
+        worst = float(ulp[np.isfinite(wanted)].max(initial=0))
+        same = np.array_equal(np.isnan(got), np.isnan(wanted))
+        yield {"ulp": worst, "nan": "same" if same else "DIFFERS", "ok": same and worst <= ULP}
+
+    for name in INTRINSICS:
+        if name not in _NOT_MATH and name in INTRINSIC:
+            yield Case(f"function/{name}", lambda env, n=name: run_one(n, env))
+
+
+def conversions() -> Iterator[Case]:
+    """float16 and bfloat16 both ways: every 16-bit pattern up, random floats down."""
+
+    def run_one(short: str, env: Env) -> Iterator[Row]:
+        patterns = np.arange(1 << 16, dtype=np.uint16).view(DType(short).numpy)
+        up = _elementwise([patterns], "float32", lambda x: x.astype("float32"), env)
+        same = np.array_equal(up, patterns.astype(np.float32), equal_nan=True)
+        yield {"engine": f"{short} to float32", "ok": same}
+        bits = np.random.default_rng(0).integers(0, 1 << 32, 1 << 16, dtype=np.uint64)
+        floats = bits.astype(np.uint32).view(np.float32)
+        down = _elementwise([floats], short, lambda x: x.astype(short), env)
+        with np.errstate(over="ignore"):
+            wanted = floats.astype(DType(short).numpy)
+        same = np.array_equal(down.astype("f4"), wanted.astype("f4"), equal_nan=True)
+        yield {"engine": f"float32 to {short}", "ok": same}
+
+    for short in ("float16", "bfloat16"):
+        yield Case(f"conversion/{short}", lambda env, s=short: run_one(s, env))
+
+
+def integers() -> Iterator[Case]:
+    """Division, remainder and shifts at their edges, as tinycomp defines them."""
+    from tinycomp.ir.expr import Binary, BinaryOp
+    from tinycomp.te.evaluate_expr import BINARY
+
+    def run_one(op: BinaryOp, env: Env) -> Iterator[Row]:
+        edges = np.array([0, 1, -1, 2, -7, 31, 32, 33, 2**31 - 1, -(2**31)], np.int32)
+        a, b = (x.reshape(-1).copy() for x in np.meshgrid(edges, edges))
+        got = _elementwise([a, b], "int32", lambda x, y: Binary(op, x, y), env)
+        with np.errstate(all="ignore"):
+            yield {"ok": bool(np.array_equal(got, BINARY[op](a, b)))}
+
+    for op in (BinaryOp.FLOORDIV, BinaryOp.FLOORMOD, BinaryOp.TRUNCDIV, BinaryOp.TRUNCMOD,
+               BinaryOp.SHL, BinaryOp.SHR):  # fmt: skip
+        yield Case(f"integer/{op.name.lower()}", lambda env, o=op: run_one(o, env))
+
+
+def products() -> Iterator[Case]:
+    """One product of matrices through each format of the tensor cores, by the default schedule."""
+    from stage_correctness import product_row
+
+    for dtype, precision in (
+        ("float16", "fp32"), ("bfloat16", "fp32"), ("float32", "tf32"), ("float32", "fp32"),
+    ):  # fmt: skip
+        name = dtype if precision == "fp32" else precision
+        yield Case(
+            f"product/{name}",
+            lambda env, d=dtype, p=precision: product_row(env, (96, 72, 64), d, p),
+        )
+
+
+def instructions() -> Iterator[Case]:
+    """Each matrix instruction of a warp alone, with operands that are small integers: exact."""
+
+    def run_one(name: str, env: Env) -> Iterator[Row]:
+        import mma_case
+
+        func, arrays, wanted = mma_case.single(name)
+        got = run_func(func, arrays, env)[-1]
+        error = relative_error(got, wanted)
+        yield {"error": error, "ok": error == 0}
+
+    for name in MMA:
+        yield Case(f"instruction/{name}", lambda env, n=name: run_one(n, env))
+
+
+GROUPS: tuple[Callable[[], Iterable[Case]], ...] = (
+    functions, conversions, integers, products, instructions,
+)  # fmt: skip
+"""Add a generator of cases here."""

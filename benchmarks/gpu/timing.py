@@ -1,0 +1,138 @@
+"""Times on a GPU: CUDA graphs of many launches between two events, engines interleaved.
+
+Each engine is captured as a graph that computes once for each of several sets of buffers, so many
+that they do not fit in the L2 cache together: what is measured is not the cache, and the gaps
+between launches are those of a graph. Rounds alternate between the engines, and medians over
+rounds are compared, because the clock of a GPU under load moves.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+ROUNDS = 9
+SAMPLE_SECONDS = 4e-3  # of one engine in one round
+L2_BYTES = 64 << 20
+
+
+class Timed(Protocol):
+    """Something to time: `seconds(n)` is what n replays took, of `count` computations each."""
+
+    count: int
+
+    def seconds(self, replays: int) -> float: ...
+
+
+def sets_for(nbytes: int, most: int = 32) -> int:
+    """How many sets of buffers exceed the L2 cache twice.
+
+    >>> sets_for(1 << 20), sets_for(1 << 30), sets_for(48 << 20)
+    (32, 1, 3)
+    """
+    return min(most, max(1, -(-2 * L2_BYTES // max(nbytes, 1)))) if nbytes < 2 * L2_BYTES else 1
+
+
+class CupyGraph:
+    """`enqueue(stream, i)` for i in range(count), captured on a stream of CuPy."""
+
+    def __init__(self, enqueue: Callable[[Any, int], None], count: int = 1) -> None:
+        import cupy
+
+        self.cupy, self.count = cupy, count
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        with self.stream:
+            for i in range(count):  # loads modules and allocates before the capture
+                enqueue(self.stream, i)
+            self.stream.synchronize()
+            self.stream.begin_capture()
+            for i in range(count):
+                enqueue(self.stream, i)
+            self.graph = self.stream.end_capture()
+
+    def seconds(self, replays: int) -> float:
+        start, stop = self.cupy.cuda.Event(), self.cupy.cuda.Event()
+        start.record(self.stream)
+        for _ in range(replays):
+            self.graph.launch(self.stream)
+        stop.record(self.stream)
+        stop.synchronize()
+        return self.cupy.cuda.get_elapsed_time(start, stop) / 1e3
+
+
+class TorchGraph:
+    """`call(i)` for i in range(count), captured by PyTorch."""
+
+    def __init__(self, call: Callable[[int], Any], count: int = 1) -> None:
+        import torch
+
+        self.torch, self.count = torch, count
+        self.stream = torch.cuda.Stream()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream), torch.no_grad():
+            for _ in range(3):  # compilation and autotuning happen here
+                for i in range(count):
+                    call(i)
+        torch.cuda.synchronize()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=self.stream), torch.no_grad():
+            for i in range(count):
+                call(i)
+
+    def seconds(self, replays: int) -> float:
+        torch = self.torch
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.stream(self.stream):
+            start.record()
+            for _ in range(replays):
+                self.graph.replay()
+            stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop) / 1e3
+
+
+class HostLoop:
+    """Calls timed on the host until `finish`, for engines that cannot be captured."""
+
+    def __init__(self, call: Callable[[], Any], finish: Callable[[Any], None]) -> None:
+        self.call, self.finish, self.count = call, finish, 1
+        for _ in range(3):
+            finish(call())
+
+    def seconds(self, replays: int) -> float:
+        start = time.perf_counter()
+        result = None
+        for _ in range(replays):
+            result = self.call()
+        self.finish(result)
+        return time.perf_counter() - start
+
+
+def measure(engines: Mapping[str, Timed], rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
+    """Microseconds of one computation of each engine: `us` (median of rounds), `us_min`, and
+    `spread` (the width of the middle half over the median)."""
+    replays: dict[str, int] = {}
+    for name, engine in engines.items():
+        engine.seconds(2)
+        once = max(engine.seconds(3) / 3, 1e-7)
+        replays[name] = max(3, min(2000, round(SAMPLE_SECONDS / once)))
+    samples: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in range(rounds):
+        for name, engine in engines.items():
+            n = replays[name]
+            samples[name].append(engine.seconds(n) / (n * engine.count) * 1e6)
+    return {name: summary(times) for name, times in samples.items()}
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    """
+    >>> summary([1.0, 2.0, 3.0, 4.0, 5.0])
+    {'us': 3.0, 'us_min': 1.0, 'spread': 0.667}
+    """
+    median = statistics.median(times)
+    low, _, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else (
+        times[0], times[0], times[0]
+    )  # fmt: skip
+    return {"us": median, "us_min": min(times), "spread": round((high - low) / median, 3)}
