@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from harness import Env
+
 from tinycomp.codegen.cuda import CudaKernel, emit_cuda
 from tinycomp.codegen.cuda_limits import Launch
 from tinycomp.codegen.nvrtc import compile_cuda
@@ -24,7 +24,7 @@ from tinycomp.tir.gpu_executor import run as execute
 from tinycomp.tir.nodes import PrimFunc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _SHARED_LIMIT_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _DEVICE_TO_DEVICE = 3
@@ -194,20 +194,26 @@ def compile_graph(
     make: Callable[..., Atom],
     *inputs: tuple[Sequence[int], str],
     precision: str = "fp32",
+    constants: Mapping[int, np.ndarray] | None = None,
 ) -> Program:
-    """A graph of operators, `make(builder, *inputs)`, compiled; inputs are (shape, dtype)."""
+    """A graph of operators, `make(builder, *inputs)`, compiled; inputs are (shape, dtype).
+
+    `constants` are the inputs, by position, whose values are known: weights.
+    """
     builder = Builder(default_ops())
-    params = [builder.param(f"x{i}", shape, dtype) for i, (shape, dtype) in enumerate(inputs)]
-    function = builder.finish(make(builder, *params))
-    names = tuple(f"x{i}" for i in range(len(inputs)))
+    known = constants or {}
+    args = [
+        builder.const(known[i]) if i in known else builder.param(f"x{i}", shape, dtype)
+        for i, (shape, dtype) in enumerate(inputs)
+    ]
+    function = builder.finish(make(builder, *args))
+    names = tuple(p.name for p in function.params)
     return compile_module(env, IRModule({"main": function}, names, ("y",)), precision)
 
 
 def compile_module(env: Env, model: Any, precision: str = "fp32") -> Program:
     """A model compiled for the device."""
-    module = compile_with(
-        Config.from_environment(), model, target=env.target, precision=precision
-    )
+    module = compile_with(Config.from_environment(), model, target=env.target, precision=precision)
     assert isinstance(module, CudaModule)
     return Program(module, env)
 

@@ -1,25 +1,33 @@
 #!/bin/sh
-# Checks and measurements on a machine with an NVIDIA GPU, in stages of a few minutes each:
-#   benchmarks/gpu/run.sh smoke correctness sanitizer ceilings models
-# Results go to $OUT (default benchmarks/gpu/results) as JSON, and as tables to the terminal.
-# Nothing is downloaded.
+# Checks and measurements on a machine with an NVIDIA GPU, in stages of less than 9 minutes each:
+#   benchmarks/gpu/run.sh smoke correctness sanitizer ceilings kernels gemm attention conv models
+# "STAGE:GLOB" runs the cases of a stage that match: gemm:'*bf16*'. Each stage writes
+# $OUT/STAGE.json (default benchmarks/gpu/results) after every row, and a table to the terminal.
+# --dry-run before the stages needs no GPU. Nothing is downloaded.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export OUT="${OUT:-$PWD/benchmarks/gpu/results}"
+export TINYCOMP_CACHE_DIR="${TINYCOMP_CACHE_DIR:-/tmp/tinycomp-gpu-cache}"
 mkdir -p "$OUT"
+python="${PYTHON:-python3}"
+options=""
 status=0
-for stage in "$@"; do
-  echo "== $stage"
-  case "$stage" in
-    smoke | correctness | ceilings | models)
-      timeout 540 python3 benchmarks/gpu/stages.py "$stage" || status=1 ;;
-    sanitizer)
-      for tool in memcheck racecheck synccheck; do
-        timeout 170 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-          python3 benchmarks/gpu/stages.py sanitizer || status=1
-      done ;;
-    *) echo "unknown stage $stage: smoke correctness sanitizer ceilings models"; status=1 ;;
-  esac
+for argument in "$@"; do
+  if [ "$argument" = --dry-run ]; then options=--dry-run; continue; fi
+  stage="${argument%%:*}"
+  only="*"
+  [ "$stage" = "$argument" ] || only="${argument#*:}"
+  echo "== $stage $only"
+  if [ "$stage" = sanitizer ] && [ -z "$options" ]; then
+    for tool in memcheck racecheck synccheck; do
+      echo "-- $tool"
+      compute-sanitizer --target-processes all --tool "$tool" --error-exitcode 9 \
+        "$python" benchmarks/gpu/stages.py sanitizer --only "$only" --seconds 170 || status=1
+      mv "$OUT/sanitizer.json" "$OUT/sanitizer_$tool.json"
+    done
+  else
+    "$python" benchmarks/gpu/stages.py "$stage" --only "$only" $options || status=1
+  fi
 done
 exit $status

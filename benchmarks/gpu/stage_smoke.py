@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-
 from device import relative_error, run_func
 from harness import Case, Env, Row
+from tests.tir.tensor_intrinsics.products import warp_product
+
 from tinycomp import te
 from tinycomp.dtype import DType
-from tinycomp.ir.expr import INTRINSICS, call
+from tinycomp.ir.expr import INTRINSICS, as_int, call
 from tinycomp.schedules.gpu.bind import bind_unbound
 from tinycomp.te.evaluate_expr import INTRINSIC
 from tinycomp.tir.lower_gpu import lower_gpu
@@ -113,14 +114,20 @@ def products() -> Iterator[Case]:
 
 
 def instructions() -> Iterator[Case]:
-    """Each matrix instruction of a warp alone, with operands that are small integers: exact."""
+    """Each matrix instruction of warps on values that hold their position: exact, so any wrong
+    place in a fragment shows."""
 
     def run_one(name: str, env: Env) -> Iterator[Row]:
-        import mma_case
-
-        func, arrays, wanted = mma_case.single(name)
-        got = run_func(func, arrays, env)[-1]
-        error = relative_error(got, wanted)
+        dtype = MMA[name].dtype
+        func = lower_gpu(warp_product(dtype).func)
+        arrays = []
+        for buffer in func.params[:2]:
+            i, j = np.indices([as_int(d) for d in buffer.shape])
+            arrays.append(((i * 31 + j * 7) % 61).astype(dtype.numpy))
+        out = np.zeros([as_int(d) for d in func.params[-1].shape], func.params[-1].dtype.numpy)
+        got = run_func(func, [*arrays, out], env)[-1]
+        left, right = (a.astype("f8") for a in arrays)
+        error = relative_error(got, 2 * (left @ right.T))
         yield {"error": error, "ok": error == 0}
 
     for name in MMA:

@@ -15,9 +15,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]  # the stages, and the tests they borrow from
 
-from harness import Case, Env, Report, Supervisor, machine_facts, output_folder, work
+from harness import (  # noqa: E402
+    Case,
+    Env,
+    Report,
+    Supervisor,
+    machine_facts,
+    output_folder,
+    work,
+)
 
 STAGES = ("smoke", "correctness", "sanitizer", "ceilings", "kernels", "gemm", "attention", "conv",
           "models")  # fmt: skip

@@ -1,0 +1,172 @@
+"""One computation in tinycomp, PyTorch, torch.compile and Triton: checked, then timed together."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from device import Program, compile_graph, relative_error
+from harness import Env, Row, engine_failed
+from timing import CupyGraph, Timed, TorchGraph, measure, sets_for
+
+from tinycomp.dtype import DType
+
+Shapes = Sequence[tuple[Sequence[int], str]]
+LIMITS = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
+
+
+def contest(
+    env: Env,
+    make: Callable[..., Any],
+    inputs: Shapes,
+    torch_call: str | Callable[..., Any],
+    triton_call: str = "",
+    *,
+    precision: str = "fp32",
+    flops: float = 0,
+    channels_last: bool = False,
+    autotune: bool = False,
+    weights: Sequence[int] = (),
+) -> Iterator[Row]:
+    """Rows of all engines for one computation.
+
+    Args:
+        make: the graph for tinycomp, `make(builder, *inputs)`.
+        torch_call: the name of the function in `peers.torch_ops`, or how to get one from there.
+        triton_call: the name in `peers.triton_ops` of one that takes an output too.
+        precision: of products; "tf32" switches it on in the peers as well.
+        flops: of the computation, to report TFLOP/s; 0 reports GB/s only.
+        weights: positions of inputs that are constants; all engines reuse them in every launch.
+    """
+    rng = np.random.default_rng(0)
+    first = [_random(rng, s, d) for s, d in inputs]
+    known = {i: first[i] for i in weights}
+    program = compile_graph(env, make, *inputs, precision=precision, constants=known)
+    facts = {"kernels": program.kernels, "precision": _precision(program)}
+    if env.dry:
+        yield {"engine": "tinycomp", "compiled": True, **facts}
+        return
+    nbytes = sum(t.nbytes for t in (*program.plan.plan.inputs, *program.plan.plan.outputs))
+    nbytes += sum(a.nbytes for a in known.values())
+    count = sets_for(nbytes)
+    sets = [first]
+    for _ in range(count - 1):
+        sets.append(
+            [known[i] if i in known else _random(rng, s, d) for i, (s, d) in enumerate(inputs)]
+        )
+    engines: dict[str, Timed] = {}
+    errors: dict[str, float] = {}
+    builders = _engines(
+        program, sets, weights, torch_call, triton_call, precision, channels_last, autotune
+    )
+    wanted: np.ndarray | None = None
+    for name, build in builders.items():
+        try:
+            got, engine = build()
+        except Exception as error:  # another engine's failure is a row, and ours still counts
+            yield engine_failed(name, error)
+            continue
+        if name == "float64":
+            wanted = got
+            continue
+        errors[name] = float("nan") if wanted is None else relative_error(got, wanted)
+        engines[name] = engine
+    limit = 1e-3 if precision == "tf32" else LIMITS[inputs[0][1]]
+    for name, found in measure(engines).items():
+        row: Row = {"engine": name, **found, "gbps": nbytes / found["us"] / 1e3}
+        if flops:
+            row["tflops"] = flops / found["us"] / 1e6
+        row |= {"error": errors[name], "sets": count}
+        if name == "tinycomp":
+            row |= {"ok": errors[name] <= limit, **facts}
+        yield row
+
+
+def _precision(program: Program) -> str:
+    return "; ".join(dict.fromkeys(k.precision for k in program.module.manifest.kernels))
+
+
+def _random(rng: np.random.Generator, shape: Sequence[int], dtype: str) -> np.ndarray:
+    return rng.standard_normal(tuple(shape), np.float32).astype(DType(dtype).numpy)
+
+
+def _engines(
+    program: Program, sets: list[list[np.ndarray]], weights: Sequence[int], torch_call: Any,
+    triton_call: str, precision: str, channels_last: bool, autotune: bool,
+) -> dict[str, Callable[[], tuple[np.ndarray, Any]]]:  # fmt: skip
+    """How each engine is made ready: its result for the first set, and what to time."""
+    torch = functools.partial(_torch, sets, torch_call, precision, channels_last)
+    engines = {
+        "float64": functools.partial(_reference, sets[0], torch_call),
+        "tinycomp": functools.partial(_tinycomp, program, sets, weights),
+        "torch": functools.partial(torch, "eager"),
+        "torch.compile": functools.partial(torch, "max-autotune" if autotune else "compile"),
+    }
+    if triton_call:
+        engines["triton"] = functools.partial(_triton, program, sets, triton_call, precision)
+    return engines
+
+
+def _tinycomp(
+    program: Program, sets: list[list[np.ndarray]], weights: Sequence[int]
+) -> tuple[np.ndarray, Timed]:
+    inputs = [[a for i, a in enumerate(one) if i not in weights] for one in sets]
+    buffers = [program.buffers(one) for one in inputs]
+    program.cupy.cuda.runtime.deviceSynchronize()
+    graph = CupyGraph(lambda stream, i: program.enqueue(stream, buffers[i]), len(sets))
+    return program.results(buffers[0])[0], graph
+
+
+def _reference(inputs: list[np.ndarray], torch_call: Any) -> tuple[np.ndarray, None]:
+    from peers import torch_ops
+
+    call = _named(torch_ops, "plain_attention" if torch_call == "attention" else torch_call)
+    return torch_ops.to_numpy(call(*(torch_ops.on_device(a).double() for a in inputs))), None
+
+
+def _named(ops: Any, torch_call: Any) -> Callable[..., Any]:
+    return getattr(ops, torch_call) if isinstance(torch_call, str) else torch_call(ops)
+
+
+def _torch(
+    sets: list[list[np.ndarray]], torch_call: Any, precision: str, channels_last: bool, mode: str
+) -> tuple[np.ndarray, Timed]:
+    from peers import torch_ops
+
+    torch_ops.allow_tf32(precision == "tf32")
+    call = _named(torch_ops, torch_call)
+    if mode != "eager":
+        call = torch_ops.compiled(call, mode == "max-autotune")
+    arrays = _uploaded(sets)
+    if channels_last:
+        arrays = [torch_ops.channels_last(inputs) for inputs in arrays]
+    result = torch_ops.to_numpy(call(*arrays[0]))
+    return result, TorchGraph(lambda i: call(*arrays[i]), len(sets))
+
+
+def _uploaded(sets: list[list[np.ndarray]]) -> list[list[Any]]:
+    """On the device, each distinct array once."""
+    from peers import torch_ops
+
+    held = {id(a): torch_ops.on_device(a) for inputs in sets for a in inputs}
+    return [[held[id(a)] for a in inputs] for inputs in sets]
+
+
+def _triton(
+    program: Program, sets: list[list[np.ndarray]], name: str, precision: str
+) -> tuple[np.ndarray, Timed]:
+    import torch
+    from peers import torch_ops, triton_ops
+
+    call = getattr(triton_ops, name)
+    if name == "matmul":
+        call = functools.partial(call, precision=precision)
+    shape = program.plan.plan.outputs[0].static_shape
+    arrays = _uploaded(sets)
+    outputs = [torch.full(shape, math.nan, dtype=a[0].dtype, device="cuda") for a in arrays]
+    call(*arrays[0], outputs[0])
+    result = torch_ops.to_numpy(outputs[0])
+    return result, TorchGraph(lambda i: call(*arrays[i], outputs[i]), len(sets))

@@ -1,0 +1,1 @@
+"""What tinycomp is measured beside. Each module imports its library when it is imported."""

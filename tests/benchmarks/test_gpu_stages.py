@@ -1,0 +1,169 @@
+"""The stages for a GPU without one: their cases compile, their host logic works, and the models of
+the peers are those of tinycomp."""
+
+import importlib
+import json
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinycomp.cli.reference import run_reference
+from tinycomp.codegen import nvrtc
+from tinycomp.diagnostics import TinycompError
+from tinycomp.testing.graph_builder import seeded_inputs
+from tinycomp.testing.models import builders
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "gpu"
+SMALL = {
+    "resnet50": ("resnet", {"depth": 50, "image": 32, "width": 8, "classes": 10}, {}),
+    "mobilenet_v2": ("mobilenet_v2", {"image": 32, "classes": 10}, {}),
+    "bert_base": ("bert", {"sequence": 6, "vocab": 40, "width": 16, "heads": 2, "layers": 2},
+                  {"layers": 2, "heads": 2}),
+    "gpt2": ("gpt2", {"sequence": 6, "vocab": 40, "width": 16, "heads": 2, "layers": 2},
+             {"layers": 2, "heads": 2}),
+    "vit_base": ("vit", {"image": 16, "patch": 4, "width": 16, "heads": 2, "layers": 2,
+                         "classes": 10}, {"layers": 2, "heads": 2}),
+}  # fmt: skip
+
+
+@pytest.fixture
+def stages(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setenv("TINYCOMP_CACHE_DIR", str(tmp_path / "cache"))
+    before = set(sys.modules)
+    yield importlib.import_module("stages")
+    for name in set(sys.modules) - before:  # names like `device` are of this folder only
+        if not name.startswith(("tinycomp", "numpy")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def compiler():
+    try:
+        nvrtc.library()
+    except TinycompError:
+        pytest.skip("NVRTC is not installed")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_models_of_the_peers_are_those_of_tinycomp(stages, name):
+    models = importlib.import_module("peers.models")
+    layers = importlib.import_module("peers.numpy_layers")
+    builder, sizes, arguments = SMALL[name]
+    model = builders()[builder](**sizes)
+    inputs = seeded_inputs(model, 0)
+    weights = models.Weights(models.folded(models.weights_of(model)))
+    got = models.MODELS[name](layers, weights, inputs, **arguments)
+    assert weights.position == len(weights.arrays)
+    wanted = run_reference("ort", model, inputs)
+    for mine, theirs in zip(got, wanted.values(), strict=True):
+        assert np.abs(mine - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+def test_every_stage_lists_its_cases(stages):
+    for stage in stages.STAGES:
+        names = [case.name for case in stages.cases_of(stage)]
+        assert names, stage
+        assert len(set(names)) == len(names), stage
+
+
+FEW = {
+    "smoke": "*exp*",
+    "correctness": "product/16x8x16/*",
+    "kernels": "chain/65536/*",
+    "gemm": "gemm/*/512x512x512",
+    "attention": "*x128x64/bfloat16",
+    "conv": "conv/tf32/b1/7x*",
+    "sanitizer": "conv2d/0/float32",
+}
+
+
+@pytest.mark.parametrize("stage", FEW)
+def test_cases_compile_without_a_gpu(stages, compiler, stage):
+    harness = importlib.import_module("harness")
+    env = harness.Env(dry=True, arch="sm_90a")
+    cases = stages.cases_of(stage, FEW[stage])
+    rows = [row for case in cases[:3] for row in harness.guarded(case, env)]
+    assert rows
+    assert all("failed" not in row and row.get("ok", True) for row in rows), rows
+
+
+BROKEN = """
+    import os
+    import time
+
+    from harness import Case
+
+    def good(env):
+        yield {"us": 1.0}
+
+    def raises(env):
+        yield {"us": 2.0}
+        raise ValueError("wrong shape")
+
+    def dies(env):
+        yield {"us": 3.0}
+        os._exit(11)
+
+    def hangs(env):
+        yield {"us": 4.0}
+        time.sleep(60)
+
+    def cases():
+        return [Case("good", good), Case("raises", raises), Case("dies", dies),
+                Case("hangs", hangs, 1.5), Case("last", good)]
+"""
+
+
+def test_what_fails_is_a_row_and_the_others_go_on(stages, tmp_path, monkeypatch, capfd):
+    harness = importlib.import_module("harness")
+    (tmp_path / "stage_broken.py").write_text(textwrap.dedent(BROKEN))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "run_broken.py").write_text(
+        f"import sys\nsys.path[:0] = [{str(FOLDER)!r}, {str(tmp_path)!r}]\n"
+        "from harness import Env, work\nfrom stage_broken import cases\n"
+        "sys.exit(work(cases(), Env(True, 'sm_90a'), int(sys.argv[1])))\n"
+    )
+    cases = importlib.import_module("stage_broken").cases()
+    report = harness.Report("broken", tmp_path / "broken.json", harness.machine_facts(dry=True))
+    command = [sys.executable, str(tmp_path / "run_broken.py")]
+    harness.Supervisor(report, command, cases, 60).run()
+    report.show()
+    rows = json.loads((tmp_path / "broken.json").read_text())["rows"]
+    assert [r["case"] for r in rows if "us" in r] == ["good", "raises", "dies", "hangs", "last"]
+    failed = {r["case"]: r["failed"] for r in rows if "failed" in r}
+    assert failed["raises"] == "ValueError: wrong shape"
+    assert "status 11" in failed["dies"]
+    assert "too long" in failed["hangs"]
+    assert set(failed) == {"raises", "dies", "hangs"}
+    assert "FAILED hangs" in capfd.readouterr().out
+
+
+def test_a_stage_out_of_time_says_what_it_left_out(stages, tmp_path):
+    harness = importlib.import_module("harness")
+    cases = [harness.Case(name, lambda env: ()) for name in "ab"]
+    report = harness.Report("late", tmp_path / "late.json", {})
+    harness.Supervisor(report, ["false"], cases, 0).run()
+    assert [r["failed"] for r in report.rows] == ["not run: time was up"] * 2
+
+
+def test_times_are_medians_of_interleaved_rounds(stages):
+    timing = importlib.import_module("timing")
+    order = []
+
+    class Fake:
+        def __init__(self, name, seconds, count):
+            self.name, self.each, self.count = name, seconds, count
+
+        def seconds(self, replays):
+            order.append(self.name)
+            return replays * self.each * self.count
+
+    found = timing.measure({"a": Fake("a", 1e-3, 1), "b": Fake("b", 2e-3, 4)}, rounds=3)
+    assert found["a"]["us"] == pytest.approx(1000)
+    assert found["b"]["us"] == pytest.approx(2000)
+    assert order[-6:] == ["a", "b"] * 3
