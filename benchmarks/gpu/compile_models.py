@@ -49,7 +49,7 @@ class Report:
 
 def kernels_of(path: str, target: Target, dims: Mapping[str, int]) -> Iterator[Report]:
     """The launches of a model's distinct kernels, compiled one after the other."""
-    options = Options(target, {}, dict(dims), 1, 3, "fp32")
+    options = Options(target, dims=dict(dims))
     module = optimize(import_model(path, options), PassContext(default_ops(), target, 3), target)
     for function in primitive_functions(module.main).values():
         start = time.perf_counter()
@@ -85,7 +85,9 @@ def table(reports: list[Report]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Compile models for a GPU; report registers, spills and times.")
+    parser = argparse.ArgumentParser(
+        description="Compile models for a GPU; report registers, spills and times."
+    )
     parser.add_argument("models", nargs="+")
     parser.add_argument("--target", default="cuda -arch=sm_90a")
     parser.add_argument("--dims", default="", help="values of free dimensions: name=size,...")
