@@ -38,6 +38,8 @@ CASES = {
     "128x128, 1 consumer": (HopperTile(128, 128, 5, 1), {}),
     "64x256": (HopperTile(64, 256, 4, 1, 2), {"batch": 3}),
     "64x64": (HopperTile(64, 64, 8, 1), {"k": 64}),
+    "128x128 in turn": (HopperTile(128, 128, 6, 2, 2, alternate=True), {}),
+    "64x256 in turn": (HopperTile(64, 256, 4, 2, 1, alternate=True), {}),
     "stored directly": (HopperTile(128, 256, 4, 2, 1, 8, False), {}),
     "K-major B": (HopperTile(128, 256, 4, 2, 2), {"major": Major.K}),
     "tf32": (HopperTile(128, 128, 4, 2, 2),

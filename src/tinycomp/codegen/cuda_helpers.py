@@ -30,6 +30,11 @@ __device__ __forceinline__ float bfloat16_to_float(unsigned short bits) {
 }""",
     "float_to_bfloat16": """\
 __device__ __forceinline__ unsigned short float_to_bfloat16(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  unsigned short rounded;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(x));
+  return rounded;
+#endif
   unsigned int bits = (unsigned int)__float_as_int(x);
   if (x != x) return (unsigned short)((bits >> 16) | 0x40u);
   return (unsigned short)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..diagnostics import InternalError
-from ..ir.expr import Expr, IntImm, Load, Var, const
+from ..ir.expr import Expr, IntImm, Load, Var, const, is_const
 from ..ir.node import preorder
 from ..tir.nodes import Buffer, PrimFunc, Stmt, Store
 from ..tir.tile import nodes as op
@@ -220,7 +220,14 @@ class TileEmitter(KernelEmitter):
 
     def advance(self, stmt: op.Advance) -> None:
         stage, parity = self.stage[stmt.cursor], self.parity[stmt.cursor]
-        self.out.line(f"if (++{stage} == {stmt.cursor.stages}) {stage} = 0, {parity} ^= 1;")
+        count = stmt.cursor.stages
+        if count == 1:
+            self.out.line(f"{parity} ^= {self._text(stmt.by % 2)};")
+        elif is_const(stmt.by, 1):
+            self.out.line(f"if (++{stage} == {count}) {stage} = 0, {parity} ^= 1;")
+        else:
+            self.out.line(f"{stage} += {self._text(stmt.by)};")
+            self.out.line(f"{parity} ^= {stage} / {count} & 1, {stage} %= {count};")
 
     def _place(self, tile: op.SharedTile, cursor: op.Cursor | None, offset: Expr) -> str:
         parts = [self.address[tile]]
@@ -276,6 +283,12 @@ class TileEmitter(KernelEmitter):
 
     def wgmma_wait(self, stmt: op.WgmmaWait) -> None:
         self.call("wgmma_wait", template=f"<{stmt.pending}>")
+        assert self.role is not None
+        if stmt.pending:
+            return
+        for acc in self.role.accumulators:  # nothing that reads them may move up
+            count = acc.tiles * acc.shape.registers
+            self.call("wgmma_hold", self.names.buffers[acc.buffer], template=f"<{count}>")
 
 
 def _spec(func: PrimFunc, map: op.TensorMap) -> TensorMapSpec:

@@ -109,6 +109,16 @@ template <int N> {_INLINE} void set_registers_up() {{
 template <int N> {_INLINE} void wgmma_wait() {{
   asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory");
 }}""",
+    "wgmma_hold": f"""\
+// Uses of registers stay behind this.
+template <int N> {_INLINE} void wgmma_hold(float* d) {{
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i]) :: "memory");
+}}
+template <int N> {_INLINE} void wgmma_hold(int* d) {{
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+r"(d[i]) :: "memory");
+}}""",
     "wgmma_descriptor": f"""\
 {_INLINE} unsigned long long wgmma_descriptor(
     unsigned int address, unsigned long long layout) {{

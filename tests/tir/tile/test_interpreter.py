@@ -75,6 +75,19 @@ def test_two_tiles_per_consumer(product, small):
     product(256, 64, 200, small(3, rows=256, consumers=2), bias=True).check(*POLICIES[:2])
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 5])
+def test_consumers_in_turn(product, small, depth, steps):
+    tile = small(depth, consumers=2, alternate=True)
+    for blocks in (1, 2):
+        product(320, 64, steps * STEP, tile, blocks=blocks).check(*POLICIES[steps % 3 :: 4])
+
+
+def test_consumers_in_turn_in_clusters(product, small):
+    tile = small(2, rows=128, consumers=2, cluster=2, alternate=True)
+    product(520, 128, 200, tile, blocks=2, bias=True).check(*POLICIES[::2])
+
+
 def test_text(product, small):
     text = str(product(128, 128, 128, small(2, cluster=2)).func)
     assert "role producer: one thread" in text

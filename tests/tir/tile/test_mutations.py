@@ -69,6 +69,14 @@ def test_left_out(product, small, kind, cluster):
         assert is_missed(case, broken), f"nobody misses {stmt}"
 
 
+@pytest.mark.parametrize("kind", [op.Wait, op.Arrive, op.Advance], ids=lambda k: k.__name__)
+def test_left_out_of_turns(product, small, kind):
+    case = product(384, 64, 192, small(2, consumers=2, alternate=True), blocks=2)
+    for number, stmt in enumerate(occurrences(case.program)):
+        if isinstance(stmt, kind):
+            assert is_missed(case, changed(case.program, number, lambda _: Seq(()))), stmt
+
+
 def test_too_weak_waits(product, small):
     case = product(128, 64, 256, small(2), blocks=1)
     for number, stmt in enumerate(occurrences(case.program)):

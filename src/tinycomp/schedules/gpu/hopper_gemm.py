@@ -193,14 +193,18 @@ class _Shape:
     rows: int
     columns: int
     consumers: int
+    alternate: bool
 
 
 _SHAPES = tuple(
-    _Shape(rows, columns, consumers)
-    for rows, consumers, widest in ((64, 1, 256), (128, 2, 256), (128, 1, 128), (256, 2, 128))
+    _Shape(rows, columns, consumers, alternate)
+    for rows, consumers, widest, alternate in (
+        (64, 1, 256, False), (128, 1, 128, False), (128, 2, 256, False), (256, 2, 128, False),
+        (64, 2, 256, True), (128, 2, 128, True),
+    )
     for columns in (64, 128, 192, 256)
     if columns <= widest
-)
+)  # fmt: skip
 
 
 @functools.cache
@@ -222,8 +226,9 @@ def _candidates(staged: bool) -> Iterator[HopperTile]:
             boxes = shape.consumers * 2 * 64 * ROW_BYTES * staged
             depth = min(8, (SHARED_LIMIT - boxes - 1024) // stage)
             yield HopperTile(
-                shape.rows, shape.columns, depth, shape.consumers, cluster, staged=staged
-            )
+                shape.rows, shape.columns, depth, shape.consumers, cluster, staged=staged,
+                alternate=shape.alternate,
+            )  # fmt: skip
 
 
 def estimated_seconds(
@@ -238,8 +243,11 @@ def estimated_seconds(
     read = tile.rows // 64 * (64 + tile.columns) * ROW_BYTES
     step = max(flops / _TENSOR, copied / _REFILL, read / _SHARED) + _BARRIERS
     epilogue = tile.rows * tile.columns * itemsize / _STORE
-    # The last write of a block is exposed; others overlap with copies, not with products.
-    return waves * (math.ceil(k * 2 / ROW_BYTES) * step + epilogue / 2) + epilogue / 2 + _FILL
+    products = math.ceil(k * 2 / ROW_BYTES) * step
+    if tile.alternate:  # only the last write of a block is exposed
+        return waves * max(products, epilogue) + epilogue + _FILL
+    # Writes overlap with copies for the next tile, not with its products.
+    return waves * (products + epilogue / 2) + epilogue / 2 + _FILL
 
 
 __all__ = ["build_hopper_matmul", "choose_hopper_tile", "estimated_seconds"]

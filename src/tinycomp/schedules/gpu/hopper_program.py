@@ -73,12 +73,14 @@ class HopperTile:
     """A block's share of the result, and how it is computed.
 
     Attributes:
-        rows, columns: of the tile; rows are a multiple of 64 * consumers.
+        rows, columns: of the tile; each consumer has a multiple of 64 rows.
         depth: stages of the ring.
         consumers: warpgroups that multiply.
         cluster: blocks that share B.
         group: tiles of rows that are walked together, before the next columns.
         staged: results go through shared memory and TMA, not straight to memory.
+        alternate: two consumers take whole tiles in turn ("ping-pong"), so that one writes its
+            result while the other multiplies; otherwise they share the rows of each tile.
     """
 
     rows: int
@@ -88,6 +90,7 @@ class HopperTile:
     cluster: int = 1
     group: int = 8
     staged: bool = True
+    alternate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +145,16 @@ class _Gemm:
         self.step = ROW_BYTES // dtype.itemsize  # of k
         self.steps = math.ceil(operands.k / self.step)
         self.shape = WgmmaShape(tile.columns, dtype, _accumulation(dtype))
-        self.per_consumer = tile.rows // tile.consumers // _ROWS  # wgmma tiles along the rows
+        sharing = 1 if tile.alternate else tile.consumers  # of the rows
+        self.per_consumer = tile.rows // sharing // _ROWS  # wgmma tiles along the rows
         self.row_tiles = math.ceil(operands.m / (tile.rows * tile.cluster))  # of clusters
         self.column_tiles = math.ceil(operands.n / tile.columns)
         self.tiles = operands.batch * self.row_tiles * self.column_tiles
         self.clusters = min(self.tiles, max(1, blocks // tile.cluster))
         self.block, self.rank = Var("block"), Var("rank")
         self.full = Barrier("full", 1, tile.depth)
-        self.empty = Barrier("empty", tile.consumers * tile.cluster, tile.depth)
+        self.empty = Barrier("empty", sharing * tile.cluster, tile.depth)
+        self.turn = Barrier("turn", 1, 1)
         self._maps()
         self._shared()
 
@@ -180,20 +185,23 @@ class _Gemm:
         finish = (ClusterSync(),) if self.tile.cluster > 1 else ()
         return TileProgram(
             self.name, self.clusters * self.tile.cluster, self.tile.cluster, self.block, self.rank,
-            maps, tiles, (self.full, self.empty),
+            maps, tiles, (self.full, self.empty) + ((self.turn,) if self.tile.alternate else ()),
             Seq((InitBarriers(), FenceBarrierInit(), ClusterSync())),
             (self._producer(), self._consumer()), Seq(finish),
         )  # fmt: skip
 
     # -- the walk over tiles -------------------------------------------------------------------
 
-    def _walk(self, body: Stmt, batch: Var, row: Var, column: Var) -> Stmt:
+    def _walk(self, body: Stmt, batch: Var, row: Var, column: Var, turn: Var | None = None) -> Stmt:
         """`body` for each tile of this block; the variables are the batch, and the first row and
-        column of the tile."""
+        column of the tile. With `turn`, only for tiles of this number modulo the consumers."""
         tile, per_batch = self.tile, self.row_tiles * self.column_tiles
         t, which, index = Var("t"), Var("tile"), Var("index")
         cluster = self.block // tile.cluster
         count = (as_expr(self.tiles + self.clusters - 1) - cluster) // self.clusters
+        number: Expr = t
+        if turn is not None:
+            number, count = t * tile.consumers + turn, (count - turn + 1) // tile.consumers
         group = min(tile.group, self.row_tiles)
         band, within = index // (group * self.column_tiles), index % (group * self.column_tiles)
         size: Expr = const(group)
@@ -201,7 +209,7 @@ class _Gemm:
             size = binary(Op.MIN, size, self.row_tiles - band * group)
         row_tile = (band * group + within % size) * tile.cluster + self.rank
         lets = [
-            Let(which, cluster + t * self.clusters, self.tiles),
+            Let(which, cluster + number * self.clusters, self.tiles),
             Let(batch, which // per_batch, self.operands.batch),
             Let(index, which % per_batch, per_batch),
             Let(row, row_tile * tile.rows, self.row_tiles * tile.cluster * tile.rows),
@@ -253,39 +261,63 @@ class _Gemm:
         registers = self.per_consumer * self.shape.registers
         buffer = Buffer("acc", (const(registers),), self.shape.acc, Scope.LOCAL)
         acc = Accumulator(self.shape, self.per_consumer, buffer)
-        parts = self._main_loop(acc, read, release, warpgroup)
-        first = row + warpgroup * (self.per_consumer * _ROWS)
+        first, part = row, const(0)  # of the tile's rows
+        if not tile.alternate:
+            part = warpgroup * self.per_consumer
+            first = row + part * _ROWS
+        issue, drain = self._main_loop(acc, read, release, part)
+        turn = Cursor("order", 1)
+        parts, start = [*issue, *drain], []
+        if tile.alternate:
+            parts, start = self._in_turn(issue, drain, turn, (read, release), warpgroup)
         parts += self._write(acc, batch, first, column, warpgroup, thread)
-        walk = self._walk(Seq(tuple(parts)), batch, row, column)
+        mine = warpgroup if tile.alternate else None
+        walk = self._walk(Seq(tuple(parts)), batch, row, column, mine)
         done = [WaitStores(0)] if tile.staged else []
         counts = {1: 0, 2: 232, 3: 160}
+        cursors = (read, release) + ((turn,) if tile.alternate else ())
         return Role(
-            "consumer", 1, tile.consumers, warpgroup, thread, Seq((walk, *done)),
-            counts[tile.consumers], False, (read, release), (acc,),
+            "consumer", 1, tile.consumers, warpgroup, thread, Seq((*start, walk, *done)),
+            counts[tile.consumers], False, cursors, (acc,),
         )  # fmt: skip
 
+    def _in_turn(
+        self, issue: list[Stmt], drain: list[Stmt], turn: Cursor, ring: tuple[Cursor, ...],
+        warpgroup: Var,
+    ) -> tuple[list[Stmt], list[Stmt]]:  # fmt: skip
+        """The main loop after that of the tile before, which the other consumer has, and what comes
+        first of all. The stages of the other tile are passed over.
+
+        A parity tells one round from the next only: without turns, a consumer could take the end
+        of a round long ago for that which it waits for.
+        """
+        others = self.tile.consumers - 1
+        start: list[Stmt] = [Advance(c, warpgroup * self.steps) for c in ring]
+        start.append(Advance(turn, warpgroup))
+        skip = [Advance(c, const(others * self.steps)) for c in ring]
+        done = [Arrive(self.turn, turn), Advance(turn, const(self.tile.consumers))]
+        return [Wait(self.turn, turn, before=True), *issue, *done, *drain, *skip], start
+
     def _main_loop(
-        self, acc: Accumulator, read: Cursor, release: Cursor, warpgroup: Var
-    ) -> list[Stmt]:
-        """The sum over k. A stage is released when the products of the next one are under way;
-        in a ring of one stage there is no next one before."""
+        self, acc: Accumulator, read: Cursor, release: Cursor, part: Expr
+    ) -> tuple[list[Stmt], list[Stmt]]:
+        """The sum over k, and the wait for its end. A stage is released when the products of the
+        next one are under way; in a ring of one stage there is no next one before."""
         if not self.steps:
-            return [ThreadCode(_zero(acc))]
+            return [ThreadCode(_zero(acc))], []
         k = Var("k")
         free = [Arrive(self.empty, release, self.tile.cluster > 1), Advance(release)]
-        first, later = (self._multiply(acc, read, warpgroup, past) for past in (False, True))
+        first, later = (self._multiply(acc, read, part, past) for past in (False, True))
         if self.tile.depth == 1:
             first, later = [*first, WgmmaWait(0), *free], [*later, WgmmaWait(0), *free]
             last: list[Stmt] = []
         else:
             later, last = [*later, WgmmaWait(1), *free], [WgmmaWait(0), *free]
         loop = For(k, const(1), const(self.steps - 1), Seq(tuple(later)), annotations=_ROLLED)
-        return [*first, *([loop] if self.steps > 1 else []), *last]
+        return [*first, *([loop] if self.steps > 1 else [])], last
 
-    def _multiply(
-        self, acc: Accumulator, read: Cursor, warpgroup: Var, accumulate: bool
-    ) -> list[Stmt]:
-        """One stage: all of its steps of k for all tiles of the warpgroup."""
+    def _multiply(self, acc: Accumulator, read: Cursor, part: Expr, accumulate: bool) -> list[Stmt]:
+        """One stage: all of its steps of k for the warpgroup's tiles, from tile `part` of A."""
         out: list[Stmt] = [Wait(self.full, read), WgmmaFence()]
         k_bytes = self.shape.k * self.operands.a.dtype.itemsize
         a_layout = MatrixDescriptor(Major.K, 16, 8 * ROW_BYTES)
@@ -297,7 +329,7 @@ class _Gemm:
             along = p * k_bytes if major is Major.K else p * self.shape.k * ROW_BYTES
             b = Operand(self.b_tile, read, const(along), b_layout)
             for i in range(acc.tiles):
-                rows = (warpgroup * acc.tiles + i) * (_ROWS * ROW_BYTES)
+                rows = (part + i) * (_ROWS * ROW_BYTES)
                 a = Operand(self.a_tile, read, rows + p * k_bytes, a_layout)
                 out.append(Wgmma(acc, i, a, b, accumulate or p > 0))
         return [*out, WgmmaCommit(), Advance(read)]

@@ -365,7 +365,7 @@ class Agent:
         self._tick()
 
     def advance(self, stmt: op.Advance) -> None:
-        self.rounds[stmt.cursor] += 1
+        self.rounds[stmt.cursor] += self.value(stmt.by)
 
     def position(self, cursor: op.Cursor) -> tuple[int, int]:
         """Stage and round of a cursor."""

@@ -13,7 +13,7 @@ stage and the parity of the round. (CUTLASS calls it PipelineState.)
 from __future__ import annotations
 
 from ...dtype import DType
-from ...ir.expr import Expr, Var
+from ...ir.expr import Expr, Var, const
 from ...ir.node import dataclass
 from ..nodes import Buffer, Stmt
 from .layout import MatrixDescriptor, Swizzle, WgmmaShape
@@ -233,9 +233,11 @@ class ExpectBytes(TileOp):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Advance(TileOp):
-    """The next stage."""
+    """The next stage, or the one `by` stages on."""
 
+    CHILDREN = ("by",)
     cursor: Cursor
+    by: Expr = const(1)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...ir.expr import is_const
 from ..nodes import Stmt
 from . import nodes as op
 
@@ -57,7 +58,8 @@ def _text(stmt: op.TileOp) -> str:
         case op.ExpectBytes():
             return f"arrive({_at(stmt.barrier, stmt.cursor)}, expecting {stmt.nbytes} bytes)"
         case op.Advance():
-            return f"advance({stmt.cursor.name})"
+            by = "" if is_const(stmt.by, 1) else f", {stmt.by}"
+            return f"advance({stmt.cursor.name}{by})"
         case op.TmaLoad():
             where = f"{stmt.tile.name}[{stmt.cursor.name}] + {stmt.offset}"
             many = ", to all blocks of the cluster" if stmt.multicast else ""
