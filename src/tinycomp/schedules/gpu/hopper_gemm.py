@@ -185,6 +185,7 @@ _REFILL = 61e9  # bytes/s from L2 to one multiprocessor
 _STORE = 33e9  # bytes/s to memory, one multiprocessor's share
 _SHARED = 128 * 1.46e9  # bytes/s that wgmma reads
 _FILL = 1.2e-6  # seconds until the first product
+_MEETING = 0.3e-6  # seconds until the blocks of a cluster have met
 _BARRIERS = 50e-9  # seconds that a step waits, whatever its size
 
 
@@ -213,8 +214,9 @@ def choose_hopper_tile(
 ) -> HopperTile:
     """The tile of least estimated time, by a model of waves, tensor cores and copies.
 
-    >>> choose_hopper_tile(1, 8192, 8192, 8192)
-    HopperTile(rows=128, columns=256, depth=4, consumers=2, cluster=2, group=8, staged=True)
+    >>> tile = choose_hopper_tile(1, 8192, 8192, 8192)
+    >>> tile.rows, tile.columns, tile.depth, tile.consumers, tile.cluster, tile.alternate
+    (128, 256, 4, 2, 2, False)
     """
     return min(_candidates(staged), key=lambda t: estimated_seconds(t, batch, m, n, k, itemsize))
 
@@ -243,11 +245,12 @@ def estimated_seconds(
     read = tile.rows // 64 * (64 + tile.columns) * ROW_BYTES
     step = max(flops / _TENSOR, copied / _REFILL, read / _SHARED) + _BARRIERS
     epilogue = tile.rows * tile.columns * itemsize / _STORE
+    start = _FILL + _MEETING * (tile.cluster > 1)
     products = math.ceil(k * 2 / ROW_BYTES) * step
     if tile.alternate:  # only the last write of a block is exposed
-        return waves * max(products, epilogue) + epilogue + _FILL
+        return waves * max(products, epilogue) + epilogue + start
     # Writes overlap with copies for the next tile, not with its products.
-    return waves * (products + epilogue / 2) + epilogue / 2 + _FILL
+    return waves * (products + epilogue / 2) + epilogue / 2 + start
 
 
 __all__ = ["build_hopper_matmul", "choose_hopper_tile", "estimated_seconds"]
