@@ -1,28 +1,77 @@
 """Rows on a GPU: softmax, normalisations and other chains of reductions over the last axes.
 
-Each row belongs to a warp, or to a block if it is long. A thread holds every T-th element of the
-row in registers; a reduction first adds up what each thread holds, then combines the threads by
-register exchange and, between warps, through shared memory. So a row is read from memory once per
-input and written once. (Warp-level reductions: Luitjens, "Faster Parallel Reductions on Kepler",
-2014.)
+Each row belongs to some threads: a few for a short one, a warp, or a block. A thread holds every
+T-th vector of the row in registers; a reduction first adds up what each thread holds, then combines
+the threads by register exchange and, between warps, through shared memory. So a row is read from
+memory once per input and written once. Rows too long for registers are kept in shared memory, and
+rows too long for that are read again by each reduction. (Warp-level reductions: Luitjens, "Faster
+Parallel Reductions on Kepler", 2014.)
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 
+from ...codegen.cuda_limits import shared_limit
 from ...diagnostics import ScheduleError
 from ...ir.expr import IntImm, Load, Var, as_int
 from ...ir.node import postorder
 from ...te.tensor import ComputeOp, IterVar, Tensor, is_reduction
+from ...tir.lower_gpu import ACCESS
+from ...tir.nodes import Buffer, PrimFunc
 from ...tir.passes.bind_threads import REDUCE_THREADS, WARP
 from ...tir.schedule import CachedTensor, Stage
+from ...tir.tree import block_of, blocks_in, read_buffers
 from ..common import Kernel, extent_of, extents
 from ..rows import stages_to_keep
 
-_WARP_ROW = 1024  # elements up to which a warp takes a row alone
+_WARP_ROW = 1024  # elements up to which a warp takes a row alone, if there are many rows
 _HELD = 32  # elements of a row that a thread keeps in registers
+_HELD_BY_MANY = 16  # the same for a thread of a block of 1024, which has 64 registers
+_BLOCK = 1024  # threads of the largest block
 _SMALL = 8  # a reduction this short is done by every thread itself
+_MANY_ROWS = 132 * 8  # as many as keep a large GPU busy with a warp for each
+_LOADS = 4  # vectors that a thread asks for together where it reads a row in a loop
+
+
+class Memory(StrEnum):
+    """Where a row stays between its reductions."""
+
+    REGISTERS = "registers"
+    SHARED = "shared"
+    GLOBAL = "global"  # nowhere: it is read again
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """How rows are spread over threads.
+
+    Attributes:
+        rows: leading axes that all stages share.
+        count, length: of rows, and elements of one.
+        threads: of one row.
+        lanes: elements of one access.
+    """
+
+    rows: int
+    count: int
+    length: int
+    threads: int
+    lanes: int
+    memory: Memory
+
+    @property
+    def together(self) -> int:
+        """Rows of one block."""
+        if self.threads > WARP:
+            return 1
+        most = 256 // self.threads
+        while most > 1 and (self.count % most or self.count // most < _MANY_ROWS // 8):
+            most //= 2
+        return most
 
 
 def schedule_rows(kernel: Kernel, rows: int) -> None:
@@ -31,25 +80,85 @@ def schedule_rows(kernel: Kernel, rows: int) -> None:
     assert isinstance(out, ComputeOp)
     if not out.axis:
         return
-    length = max(_row_length(op, rows) for op in kernel.stages)
-    threads = _threads(length)
+    plan = plan_rows(kernel, out, rows)
     across = _read_across_rows(kernel, rows)
     kept = [op for op in stages_to_keep(kernel, rows) if op not in across]
-    if length > threads * _HELD:  # too long for registers: compute again what is not reduced
+    if plan.memory is not Memory.REGISTERS:  # compute again what is not reduced
         kept = [op for op in kept if is_reduction(op) or kernel.is_output(op) or _per_row(op, rows)]
     for op in kernel.stages:
         if op not in kept:
             kernel.stage(op).compute_inline()
+    copies = _read_rows(kernel, kept, plan) if plan.memory is not Memory.GLOBAL else []
     accumulator: Tensor | CachedTensor | None = None
     if is_reduction(out):
         accumulator = kernel.schedule.cache_write(out.output(0), "local")
     target = kernel.stage(out)
-    row = _bind_rows(target, rows, threads)
+    row = _bind_rows(target, plan)
     if accumulator is not None:
-        _place(kernel, accumulator, out, target, row, rows, threads)
+        _place(kernel, accumulator, out, target, row, plan)
     for op in reversed(kept):
         if op is not out:
-            _place(kernel, op.output(0), op, target, row, rows, threads)
+            _place(kernel, op.output(0), op, target, row, plan)
+    for copy in copies:
+        stage = kernel.schedule[copy]
+        rank = len(stage.axes)
+        stage.compute_at(target, row)
+        _bind_row(stage, stage.fuse(*stage.axes[-rank:][rows:]), plan)
+
+
+def plan_rows(kernel: Kernel, out: ComputeOp, rows: int) -> RowPlan:
+    """Threads, vectors and memory for the rows of a group."""
+    length = max(_row_length(op, rows) for op in kernel.stages)
+    count = math.prod(extents(out)[:rows])
+    func = kernel.schedule.func
+    wide = [b for b in func.params if _elements(b) == count * length]
+    lanes = min((ACCESS.lanes(b.dtype) for b in wide), default=1)
+    while length % lanes:
+        lanes //= 2
+    threads = _threads(length, count, lanes)
+    held = _HELD if threads < _BLOCK else _HELD_BY_MANY
+    memory = Memory.REGISTERS
+    if length > threads * held:
+        bytes_of_row = sum(length * b.dtype.itemsize for b in wide if b not in _results(func))
+        room = shared_limit(kernel.target.arch) - 4096  # some for partial results
+        memory = Memory.SHARED if bytes_of_row <= room else Memory.GLOBAL
+    return RowPlan(rows, count, length, threads, lanes, memory)
+
+
+def _results(func: PrimFunc) -> Sequence[Buffer]:
+    return func.params[-func.num_outputs :]
+
+
+def _elements(buffer: Buffer) -> int:
+    return math.prod(map(as_int, buffer.shape))
+
+
+def _threads(length: int, count: int, lanes: int) -> int:
+    """Threads of one row: fewer than a warp for a short one, up to 1024 for a long one."""
+    vectors = -(-length // lanes)
+    if vectors <= WARP // 2 and count % (WARP // 2) == 0:
+        return max(2, 1 << (vectors - 1).bit_length())
+    if length <= _WARP_ROW and (count >= _MANY_ROWS or vectors <= WARP):
+        return WARP
+    if count < _MANY_ROWS:  # two vectors each, so that all of the GPU has work
+        return min(_BLOCK, -(-vectors // (2 * WARP)) * WARP)
+    return 256 if length <= 256 * _HELD else _BLOCK
+
+
+def _read_rows(kernel: Kernel, kept: list[ComputeOp], plan: RowPlan) -> list[CachedTensor]:
+    """Copies of the rows of inputs that reductions read."""
+    func, found = kernel.schedule.func, []
+    blocks = {kernel.stage(op).block_name: op for op in kept}
+    for buffer in func.params[: len(func.params) - func.num_outputs]:
+        trailing = math.prod(map(as_int, buffer.shape[plan.rows :]))
+        if _elements(buffer) != plan.count * plan.length or trailing != plan.length:
+            continue
+        readers = [b.name for b in blocks_in(func.body) if buffer in read_buffers(b)]
+        if not any(is_reduction(blocks[name]) for name in readers if name in blocks):
+            continue
+        scope = "shared" if plan.memory is Memory.SHARED else "local"
+        found.append(kernel.schedule.cache_read(buffer.name, scope, readers))
+    return found
 
 
 def _read_across_rows(kernel: Kernel, rows: int) -> set[ComputeOp]:
@@ -86,16 +195,10 @@ def _per_row(op: ComputeOp, rows: int) -> bool:
     return all(e == 1 for e in extents(op)[rows:]) and bool(op.inputs)
 
 
-def _threads(length: int) -> int:
-    if length <= _WARP_ROW:
-        return WARP
-    return 256 if length <= 256 * _HELD else 1024
-
-
-def _bind_rows(stage: Stage, rows: int, threads: int) -> Var:
-    """Rows over blocks, several to a block if a warp takes one; the row over threads."""
+def _bind_rows(stage: Stage, plan: RowPlan) -> Var:
+    """Rows over blocks, several to a block if a warp or less takes one; the row over threads."""
     axes = list(stage.axes)
-    leading, trailing = axes[:rows], axes[rows:]
+    leading, trailing = axes[: plan.rows], axes[plan.rows :]
     if not leading:
         leading, trailing = axes[:1], axes[1:]
         row, inner = stage.split(leading[0], nparts=1)
@@ -103,26 +206,28 @@ def _bind_rows(stage: Stage, rows: int, threads: int) -> Var:
     else:
         row = stage.fuse(*leading)
     if trailing:
-        _bind_row(stage, stage.fuse(*trailing), threads)
-    count = extent_of(stage, row)
-    together = next(n for n in (8, 4, 2, 1) if count % n == 0) if threads == WARP else 1
-    if together == 1:
+        _bind_row(stage, stage.fuse(*trailing), plan)
+    if plan.together == 1:
         stage.bind(row, "blockIdx.x")
         return row
-    block, row = stage.split(row, factor=together)
+    block, row = stage.split(row, factor=plan.together)
     stage.bind(block, "blockIdx.x")
     stage.bind(row, "threadIdx.y")
     return row
 
 
-def _bind_row(stage: Stage, axis: Var, threads: int) -> None:
-    """Element j of the row belongs to thread j % threads."""
-    if extent_of(stage, axis) == 1:
+def _bind_row(stage: Stage, axis: Var, plan: RowPlan) -> None:
+    """Vector j of the row belongs to thread j % threads."""
+    extent = extent_of(stage, axis)
+    if extent == 1:
         return
-    step, thread = stage.split(axis, factor=threads)
+    lanes = plan.lanes if extent % plan.lanes == 0 else 1
+    step, thread, lane = stage.split(axis, factors=[None, plan.threads, lanes])
     if extent_of(stage, step) <= _HELD:
         stage.unroll(step)
     stage.bind(thread, "threadIdx.x")
+    if lanes > 1:
+        stage.vectorize(lane)
 
 
 def _place(
@@ -131,8 +236,7 @@ def _place(
     op: ComputeOp,
     target: Stage,
     row: Var,
-    rows: int,
-    threads: int,
+    plan: RowPlan,
 ) -> None:
     """Compute a stage for one row, by the threads of the row."""
     stage = kernel.schedule[tensor]
@@ -141,22 +245,47 @@ def _place(
     reduced = len(op.reduce_axis)
     own = stage.axes[-(len(op.axis) + reduced) :]
     if not reduced:
-        if own[rows:]:
-            _bind_row(stage, stage.fuse(*own[rows:]), threads)
+        if own[plan.rows :]:
+            _bind_row(stage, stage.fuse(*own[plan.rows :]), plan)
         return
     axis = stage.fuse(*own[len(op.axis) :])
     if extent_of(stage, axis) > _SMALL:
-        _reduce_across(kernel, tensor, axis, threads)
+        _reduce_across(kernel, tensor, axis, plan)
 
 
-def _reduce_across(kernel: Kernel, tensor: Tensor | CachedTensor, axis: Var, threads: int) -> None:
+def _reduce_across(kernel: Kernel, tensor: Tensor | CachedTensor, axis: Var, plan: RowPlan) -> None:
     """Every thread reduces its elements, then the threads combine."""
     stage = kernel.schedule[tensor]
-    step, thread = stage.split(axis, factor=threads)
+    whole = extent_of(stage, axis) % plan.lanes == 0 and plan.memory is not Memory.SHARED
+    lanes = plan.lanes if whole else 1  # neighbours read neighbouring banks
+    step, thread, lane = stage.split(axis, factors=[None, plan.threads, lanes])
     partial = kernel.schedule[kernel.schedule.rfactor(tensor, thread)]
     stage.pragma(stage.axes[-1], REDUCE_THREADS)
     loops = list(partial.axes)
     partial.bind(next(a for a in loops if a is thread), "threadIdx.x")
     outer = next(a for a in loops if a is step)
-    if extent_of(partial, outer) <= _HELD:
+    partial.unroll(next(a for a in loops if a is lane))
+    if plan.memory is Memory.GLOBAL:
+        _read_vectors(kernel, partial, outer, plan)
+    elif extent_of(partial, outer) <= _HELD:
         partial.unroll(outer)
+
+
+def _read_vectors(kernel: Kernel, partial: Stage, step: Var, plan: RowPlan) -> None:
+    """Several vectors of each input at once, then their reduction."""
+    _, inner = partial.split(step, factor=_LOADS)
+    partial.unroll(inner)
+    if plan.lanes == 1:
+        return
+    func = kernel.schedule.func
+    block = block_of(func, partial.block_name)
+    inputs = func.params[: len(func.params) - func.num_outputs]
+    for buffer in read_buffers(block):
+        if buffer not in inputs or _elements(buffer) < plan.length:
+            continue
+        copy = kernel.schedule[
+            kernel.schedule.cache_read(buffer.name, "local", [partial.block_name])
+        ]
+        rank = len(copy.axes)
+        copy.compute_at(partial, inner)
+        copy.vectorize(copy.fuse(*copy.axes[-rank:]))

@@ -29,7 +29,19 @@ from ...ir.expr import (
 from ...ir.fold import refold
 from ...ir.node import fold, postorder
 from ...target import Target
-from ..nodes import Alloc, Buffer, Evaluate, For, ForKind, If, PrimFunc, Seq, Stmt, Store
+from ..nodes import (
+    Alloc,
+    Buffer,
+    Evaluate,
+    For,
+    ForKind,
+    If,
+    PrimFunc,
+    Scope,
+    Seq,
+    Stmt,
+    Store,
+)
 from ..tree import statements, written_buffers
 from .visit import Visit, drive, make_if, rebuild_stmt, seq, substituter, uses
 
@@ -139,11 +151,20 @@ def _native_lanes(body: Stmt, target: Target) -> int:
     float16 and bfloat16 is float32 on the way. On a GPU only accesses are vectors, not values."""
     moved = [s.buffer.dtype for s in statements(body) if isinstance(s, Store)]
     moved += [n.dtype for n in postorder(body) if isinstance(n, Load)]
+    if target.kind == "cuda":
+        moved = _in_memory(body) or moved
     stored = target.kind == "cuda" or all(
         _is_copy(s) for s in statements(body) if isinstance(s, Store)
     )
     computed = {} if stored else {DType.FLOAT16: DType.FLOAT32, DType.BFLOAT16: DType.FLOAT32}
     return min((target.lanes(computed.get(d, d)) for d in moved), default=1)
+
+
+def _in_memory(body: Stmt) -> list[DType]:
+    """What the loop moves between a thread and memory outside of its registers."""
+    buffers: list[Any] = [s.buffer for s in statements(body) if isinstance(s, Store)]
+    buffers += [n.source for n in postorder(body) if isinstance(n, Load)]
+    return [b.dtype for b in buffers if b.scope is not Scope.LOCAL]
 
 
 def _is_copy(store: Store) -> bool:

@@ -1,0 +1,85 @@
+"""Softmax, normalisations and reductions of lines: right for any length, and read once."""
+
+import numpy as np
+import pytest
+
+from tinycomp.ops.norm import LayerNormAttrs
+from tinycomp.ops.reduce import ReduceAttrs
+
+from . import kit
+
+F = "float32"
+LENGTHS = [1, 3, 8, 10, 31, 49, 64, 100, 384, 768, 1000, 1024, 1031, 4096, 5003]
+
+
+def softmax(b, x):
+    return b.call("nn.softmax", x)
+
+
+def layer_norm(b, x, gamma, beta):
+    return b.call("nn.layer_norm", x, gamma, beta, attrs=LayerNormAttrs())
+
+
+def reduced(op, axes, keepdims=False):
+    return lambda b, x: b.call(op, x, attrs=ReduceAttrs(axes, keepdims))
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_softmax(rows, length):
+    kit.check(softmax, ((rows, length), F))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("length", [7, 64, 512, 1000])
+def test_softmax_of_other_types(length, dtype):
+    tolerance = {"float16": 2e-3, "bfloat16": 1.6e-2, "float64": 1e-12}[dtype]
+    kit.check(softmax, ((32, length), dtype), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("length", [20_000, 40_003, 60_004, 70_001])
+def test_rows_that_registers_do_not_hold(length):
+    kit.check(softmax, ((2, length), F), rtol=2e-5)
+
+
+@pytest.mark.parametrize("length", [10, 96, 768, 1024, 3000, 17_000])
+def test_layer_norm(length):
+    kit.check(layer_norm, ((4, 8, length), F), ((length,), F), ((length,), F), rtol=3e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("op", ["sum", "max", "mean", "prod"])
+@pytest.mark.parametrize("shape", [(16, 20), (3, 7, 49), (5, 2000)])
+def test_reductions_of_lines(op, shape):
+    low = 0.9 if op == "prod" else -1.0
+    kit.check(reduced(op, (-1,)), (shape, F), rtol=2e-5, atol=2e-5, low=low, high=1.1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "width"),
+    [((8192, 1024), F, 16), ((8192, 768), "float16", 16), ((128, 768), F, 16),
+     ((4096, 64), F, 16), ((512, 8192), F, 16), ((64, 32768), F, 16), ((64, 131072), F, 16)],
+)  # fmt: skip
+def test_accesses(shape, dtype, width):
+    (launch,) = kit.launches(softmax, (shape, dtype))
+    assert all(site.width == width for site in launch.global_sites)
+    assert launch.efficiency == 1.0
+    assert launch.conflicts <= 1.01
+    assert launch.moved <= launch.unique * (1.0 if shape[1] < 57_000 else 2.0)
+    assert launch.in_flight >= 16
+
+
+@pytest.mark.parametrize("count", [16, 128, 2048, 100_000])
+def test_rows_are_spread_over_the_gpu(count):
+    (launch,) = kit.launches(softmax, ((count, 768), F))
+    assert launch.blocks >= min(count, 128)
+    assert launch.blocks * launch.threads <= 2 * count * 768
+
+
+def test_special_values():
+    func = kit.kernel(softmax, ((4, 100), F))
+    x = np.zeros((4, 100), np.float32)
+    x[0, 7], x[1, 99], x[2, :] = np.nan, np.inf, -np.inf
+    out = np.zeros_like(x)
+    kit.run(func, [x, out])
+    assert np.isnan(out[:3]).any(axis=1).all()
+    np.testing.assert_allclose(out[3], 0.01, rtol=1e-6)
