@@ -7,7 +7,7 @@ for v in vectorized(4):                        for v in vectorized(4):
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from ...dtype import DType
 from ...ir.expr import Binary, BinaryOp, Expr, IntImm, Var, const
@@ -45,7 +45,7 @@ def uniform_conditions(func: PrimFunc) -> PrimFunc:
     return func if body is func.body else replace(func, body=body)
 
 
-def is_condition(node: Any) -> bool:
+def is_condition(node: Any) -> TypeGuard[Expr]:
     """Whether an expression is a comparison."""
     return isinstance(node, Binary) and node.dtype is DType.BOOL and node.op not in _CONNECTIVES
 
