@@ -482,12 +482,20 @@ def binary(op: BinaryOp, a: ExprLike, b: ExprLike) -> Expr:
 
 
 def cast(value: ExprLike, dtype: str | DType) -> Expr:
-    """`value` converted to `dtype`; constants are converted at once."""
+    """`value` converted to `dtype`; constants are converted at once.
+
+    >>> cast(Var("i"), "float32")
+    float32(i)
+    """
     return _folding.fold_cast(as_expr(value), DType(dtype))
 
 
 def call(name: str, *args: ExprLike) -> Expr:
-    """The intrinsic `name` of the arguments; numbers take the first expression's dtype."""
+    """The intrinsic `name` of the arguments; numbers take the first expression's dtype.
+
+    >>> call("exp", Var("x", DType.FLOAT32))
+    exp(x)
+    """
     rule = INTRINSICS[name]
     first = next((as_expr(a) for a in args if isinstance(a, Expr | StandsForExpr)), None)
     exprs = tuple(as_expr(a, first.dtype if first is not None else None) for a in args)
@@ -496,7 +504,12 @@ def call(name: str, *args: ExprLike) -> Expr:
 
 
 def select(condition: ExprLike, a: ExprLike, b: ExprLike) -> Expr:
-    """`condition ? a : b`, both sides evaluated; folded when the condition is constant."""
+    """`condition ? a : b`, both sides evaluated; folded when the condition is constant.
+
+    >>> i = Var("i")
+    >>> select(i < 4, i, 0)
+    select(i < 4, i, 0)
+    """
     condition, a, b = as_expr(condition), *_unify(a, b)
     if isinstance(condition, IntImm):
         return a if condition.value else b
@@ -505,7 +518,12 @@ def select(condition: ExprLike, a: ExprLike, b: ExprLike) -> Expr:
 
 def if_then_else(condition: ExprLike, a: ExprLike, b: ExprLike) -> Expr:
     """`condition ? a : b`, only the side taken is evaluated, so loads in it may be out of bounds
-    of the other side."""
+    of the other side.
+
+    >>> i = Var("i")
+    >>> if_then_else(i < 4, i, 0)
+    if_then_else(i < 4, i, 0)
+    """
     condition, a, b = as_expr(condition), *_unify(a, b)
     if isinstance(condition, IntImm):
         return a if condition.value else b

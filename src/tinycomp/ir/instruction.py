@@ -114,6 +114,10 @@ def reinterpret(value: Expr, dtype: str | DType) -> Expr:
     Raises:
         TypeError: the bits do not make whole elements, or the dtype has no such bits (bool, and
             16-bit floats, which are computed in 32 bits).
+
+    >>> from tinycomp import te
+    >>> te.reinterpret(te.broadcast(te.var("x", "uint8"), 8), "int32").lanes
+    2
     """
     to = DType(dtype)
     for each in (value.dtype, to):
@@ -126,12 +130,22 @@ def reinterpret(value: Expr, dtype: str | DType) -> Expr:
 
 
 def broadcast(value: Expr, lanes: int) -> Expr:
-    """One scalar in every lane of a vector."""
+    """One scalar in every lane of a vector.
+
+    >>> from tinycomp import te
+    >>> te.broadcast(te.var("x"), 4)
+    x4(x)
+    """
     return Broadcast(value, lanes) if lanes > 1 else value
 
 
 def sum_lanes(value: Expr) -> Expr:
-    """The sum of all lanes, added in a tree: halves first, then quarters."""
+    """The sum of all lanes, added in a tree: halves first, then quarters.
+
+    >>> from tinycomp import te
+    >>> te.sum_lanes(te.broadcast(te.var("x"), 4))
+    reducelanes(x4(x))
+    """
     return ReduceLanes(BinaryOp.ADD, value) if value.lanes > 1 else value
 
 

@@ -98,6 +98,13 @@ def decl_tensor_intrin(
 
     Raises:
         TypeError: `op` is not a compute of placeholders.
+
+    >>> from tinycomp import te
+    >>> a = te.placeholder((8,), name="a")
+    >>> twice = te.compute((8,), lambda i: a[i] * 2.0, name="twice")
+    >>> double = lambda ins, outs: outs[0].vstore(ins[0].vload([0], 8) * 2.0, [0])
+    >>> te.decl_tensor_intrin(twice, double).name
+    'twice'
     """
     operation = op.op if isinstance(op, Tensor) else op
     if not isinstance(operation, ComputeOp) or not all(

@@ -20,6 +20,7 @@ from ..ir.expr import (
     BinaryOp,
     Expr,
     ExprLike,
+    Var,
     as_expr,
     binary,
     call,
@@ -38,7 +39,13 @@ def _float_function(name: str, meaning: str) -> Callable[[ExprLike], Expr]:
         return call(name, x)
 
     function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"{meaning} of a float."
+    function.__doc__ = f"""{meaning} of a float.
+
+    >>> from tinycomp import te
+    >>> x = te.var("x", "float32")
+    >>> te.{name}(x)
+    {name}(x)
+    """
     return function
 
 
@@ -47,7 +54,13 @@ def _function(name: str, meaning: str) -> Callable[[ExprLike], Expr]:
         return call(name, as_expr(x))
 
     function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"{meaning}."
+    function.__doc__ = f"""{meaning}.
+
+    >>> from tinycomp import te
+    >>> x = te.var("x", "float32")
+    >>> te.{name}(x)
+    {name}(x)
+    """
     return function
 
 
@@ -87,13 +100,25 @@ isfinite = _function("isfinite", "Whether a float is neither infinite nor NaN")
 
 
 def exp10(x: ExprLike) -> Expr:
-    """10 to the power of a float."""
+    """10 to the power of a float.
+
+    >>> from tinycomp import te
+    >>> x = te.var("x", "float32")
+    >>> te.exp10(x)
+    pow(10f32, x)
+    """
     x = as_expr(x)
     return power(const(10.0, x.dtype), x)
 
 
 def popcount(x: ExprLike) -> Expr:
-    """The number of bits set in an integer."""
+    """The number of bits set in an integer.
+
+    >>> from tinycomp import te
+    >>> n = te.var("n", "int32")
+    >>> te.popcount(n)
+    popcount(n)
+    """
     x = as_expr(x)
     if not x.dtype.is_int:
         raise TypeError(f"popcount takes an integer, got {x.dtype}: {x}")
@@ -101,7 +126,13 @@ def popcount(x: ExprLike) -> Expr:
 
 
 def power(x: ExprLike, y: ExprLike) -> Expr:
-    """x to the power y; integers wrap, and a negative exponent truncates."""
+    """x to the power y; integers wrap, and a negative exponent truncates.
+
+    >>> from tinycomp import te
+    >>> x = te.var("x", "float32")
+    >>> te.power(x, 2)
+    pow(x, 2f32)
+    """
     return call("pow", *_same("power", x, y))
 
 
@@ -109,18 +140,36 @@ pow = power
 
 
 def atan2(y: ExprLike, x: ExprLike) -> Expr:
-    """The angle of the point (x, y)."""
+    """The angle of the point (x, y).
+
+    >>> from tinycomp import te
+    >>> x = te.var("x", "float32")
+    >>> te.atan2(x, 1.0)
+    atan2(x, 1f32)
+    """
     return call("atan2", *_same("atan2", y, x))
 
 
 def hypot(x: ExprLike, y: ExprLike) -> Expr:
-    """sqrt(x * x + y * y), computed in just this way."""
+    """sqrt(x * x + y * y), computed in just this way.
+
+    >>> from tinycomp import te
+    >>> x = te.var("x", "float32")
+    >>> te.hypot(x, 2.0)
+    sqrt(x * x + 2f32 * 2f32)
+    """
     x, y = _same("hypot", x, y)
     return sqrt(x * x + y * y)
 
 
 def fma(a: ExprLike, b: ExprLike, c: ExprLike) -> Expr:
-    """a * b + c with one rounding."""
+    """a * b + c with one rounding.
+
+    >>> from tinycomp import te
+    >>> x = te.var("x", "float32")
+    >>> te.fma(x, 2.0, 1.0)
+    fma(x, 2f32, 1f32)
+    """
     a, b = _same("fma", a, b)
     return call("fma", a, b, _same("fma", a, c)[1])
 
@@ -142,8 +191,16 @@ def _operator(op: BinaryOp, name: str, meaning: str) -> Callable[[ExprLike, Expr
     def function(a: ExprLike, b: ExprLike) -> Expr:
         return binary(op, a, b)
 
+    dtype = "bool" if name.startswith("logical") else "float32" if name == "fmod" else "int64"
+    a, b = Var("a", DType(dtype)), Var("b", DType(dtype))
     function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"{meaning}."
+    function.__doc__ = f"""{meaning}.
+
+    >>> from tinycomp import te
+    >>> a, b = te.var("a", "{dtype}"), te.var("b", "{dtype}")
+    >>> te.{name}(a, b)
+    {binary(op, a, b)}
+    """
     return function
 
 
@@ -173,44 +230,92 @@ logical_xor = _operator(BinaryOp.NE, "logical_xor", "Just one of two booleans")
 
 
 def greater(a: ExprLike, b: ExprLike) -> Expr:
-    """a > b."""
+    """a > b.
+
+    >>> from tinycomp import te
+    >>> i = te.var("i")
+    >>> te.greater(i, 3)
+    3 < i
+    """
     return binary(BinaryOp.LT, b, a)
 
 
 def greater_equal(a: ExprLike, b: ExprLike) -> Expr:
-    """a >= b."""
+    """a >= b.
+
+    >>> from tinycomp import te
+    >>> i = te.var("i")
+    >>> te.greater_equal(i, 3)
+    3 <= i
+    """
     return binary(BinaryOp.LE, b, a)
 
 
 def div(a: ExprLike, b: ExprLike) -> Expr:
-    """a / b: true division of floats, truncdiv of integers (as in C)."""
+    """a / b: true division of floats, truncdiv of integers (as in C).
+
+    >>> from tinycomp import te
+    >>> i = te.var("i")
+    >>> te.div(i, 4)
+    truncdiv(i, 4)
+    """
     a, b = _same("div", a, b)
     return binary(BinaryOp.DIV if a.dtype.is_float else BinaryOp.TRUNCDIV, a, b)
 
 
 def ceildiv(a: ExprLike, b: ExprLike) -> Expr:
-    """a / b of integers, rounded up, for positive b."""
+    """a / b of integers, rounded up, for positive b.
+
+    >>> from tinycomp import te
+    >>> i = te.var("i")
+    >>> te.ceildiv(i, 4)
+    (i + 3) // 4
+    """
     a, b = _same("ceildiv", a, b)
     return (a + (b - 1)) // b
 
 
 def logical_not(x: ExprLike) -> Expr:
-    """The opposite of a boolean."""
+    """The opposite of a boolean.
+
+    >>> from tinycomp import te
+    >>> i = te.var("i")
+    >>> te.logical_not(i < 4)
+    not(i < 4)
+    """
     return call("not", _boolean(x))
 
 
 def bitwise_not(x: ExprLike) -> Expr:
-    """All bits of an integer flipped."""
+    """All bits of an integer flipped.
+
+    >>> from tinycomp import te
+    >>> i = te.var("i")
+    >>> te.bitwise_not(i)
+    bit_not(i)
+    """
     return call("bit_not", as_expr(x))
 
 
 def negative(x: ExprLike) -> Expr:
-    """-x."""
+    """-x.
+
+    >>> from tinycomp import te
+    >>> x = te.var("x", "float32")
+    >>> te.negative(x)
+    neg(x)
+    """
     return -as_expr(x)
 
 
 def clip(x: ExprLike, low: ExprLike, high: ExprLike) -> Expr:
-    """x, or the limit that it exceeds; NaN stays NaN."""
+    """x, or the limit that it exceeds; NaN stays NaN.
+
+    >>> from tinycomp import te
+    >>> x = te.var("x", "float32")
+    >>> te.clip(x, 0.0, 6.0)
+    min(max(x, 0f32), 6f32)
+    """
     return minimum(maximum(x, low), high)
 
 
@@ -222,7 +327,12 @@ def _boolean(x: ExprLike) -> Expr:
 
 
 def min_value(dtype: str | DType) -> Expr:
-    """The least finite value of a dtype."""
+    """The least finite value of a dtype.
+
+    >>> from tinycomp import te
+    >>> te.min_value("int8")
+    int8(-128)
+    """
     dtype = DType(dtype)
     if dtype.is_float:
         return const(float(_finite(dtype, "min")), dtype)
@@ -230,7 +340,12 @@ def min_value(dtype: str | DType) -> Expr:
 
 
 def max_value(dtype: str | DType) -> Expr:
-    """The greatest finite value of a dtype."""
+    """The greatest finite value of a dtype.
+
+    >>> from tinycomp import te
+    >>> te.max_value("uint8")
+    uint8(255)
+    """
     dtype = DType(dtype)
     if dtype.is_float:
         return const(float(_finite(dtype, "max")), dtype)
@@ -244,7 +359,12 @@ def _finite(dtype: DType, which: str) -> Any:
 
 
 def infinity(dtype: str | DType = DType.FLOAT32) -> Expr:
-    """Positive infinity."""
+    """Positive infinity.
+
+    >>> from tinycomp import te
+    >>> te.infinity()
+    inff32
+    """
     return const(float("inf"), dtype)
 
 

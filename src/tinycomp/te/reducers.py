@@ -60,6 +60,25 @@ sum = comm_reducer(lambda a, b: a + b, lambda t: const(0, t), name="sum")
 prod = comm_reducer(lambda a, b: a * b, lambda t: const(1, t), name="prod")
 min = _extreme(BinaryOp.MIN, "max_value")
 max = _extreme(BinaryOp.MAX, "min_value")
+
+
+def _document(reducer: Callable[..., Any], meaning: str) -> None:
+    reducer.__doc__ = f"""{meaning} of an expression over one or several reduction axes.
+
+    With `where`, only of the elements for which that condition holds.
+
+    >>> from tinycomp import te
+    >>> A, k = te.placeholder((4, 8), name="A"), te.reduce_axis((0, 8), name="k")
+    >>> te.compute((4,), lambda i: te.{reducer.__name__}(A[i, k], axis=k, where=k <= i), name="B")
+    Tensor(B: float32[4])
+    """
+
+
+_document(sum, "The sum")
+_document(prod, "The product")
+_document(min, "The smallest value, NaN if there is one,")
+_document(max, "The largest value, NaN if there is one,")
+
 _all = comm_reducer(lambda a, b: a & b, lambda t: const(1, t), name="all")
 _any = comm_reducer(lambda a, b: a | b, lambda t: const(0, t), name="any")
 
@@ -80,7 +99,13 @@ def _logical(name: str, op: BinaryOp, reducer: Callable[..., Any], meaning: str)
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"""{meaning}: `{name}(c, axis=k)` along an axis, `{name}(a, b, ...)` of
-    several conditions."""
+    several conditions.
+
+    >>> from tinycomp import te
+    >>> i = te.var("i")
+    >>> te.{name}(i >= 1, i < 4)
+    1 <= i {"and" if name == "all" else "or"} i < 4
+    """
     return function
 
 

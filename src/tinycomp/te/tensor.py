@@ -305,7 +305,12 @@ class TensorSlice:
 def placeholder(
     shape: Sequence[ExprLike], dtype: str | DType = DType.FLOAT32, name: str = "placeholder"
 ) -> Tensor:
-    """An input tensor of the given shape (ints or expressions) and dtype."""
+    """An input tensor of the given shape (ints or expressions) and dtype.
+
+    >>> from tinycomp import te
+    >>> te.placeholder((4, 8), "int8", name="A")
+    Tensor(A: int8[4, 8])
+    """
     return PlaceholderOp(name, tuple(as_expr(d) for d in shape), DType(dtype)).output(0)
 
 
@@ -325,6 +330,11 @@ def compute(
     Raises:
         TypeError: the number of parameters differs from the rank, or a reduction is inside a
             larger expression; split it into two computes.
+
+    >>> from tinycomp import te
+    >>> A = te.placeholder((4, 8), name="A")
+    >>> te.compute((8, 4), lambda i, j: A[j, i] + 1.0, name="B")
+    Tensor(B: float32[8, 4])
     """
     parameters = inspect.signature(fcompute).parameters.values()
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
@@ -480,12 +490,23 @@ def scan(
 
 
 def var(name: str, dtype: str | DType = DType.INT64) -> Var:
-    """A symbolic scalar, for instance a dimension."""
+    """A symbolic scalar, for instance a dimension.
+
+    >>> from tinycomp import te
+    >>> n = te.var("n")
+    >>> te.placeholder((n, 4), name="A").shape
+    (n, 4)
+    """
     return Var(name, DType(dtype))
 
 
 def size_var(name: str, dtype: str | DType = DType.INT64) -> Var:
-    """A symbolic dimension; TVM's name for a `var` that is not negative."""
+    """A symbolic dimension; TVM's name for a `var` that is not negative.
+
+    >>> from tinycomp import te
+    >>> te.placeholder((te.size_var("n"), 4), name="A")
+    Tensor(A: float32[n, 4])
+    """
     return var(name, dtype)
 
 
@@ -500,6 +521,10 @@ def thread_axis(dom: str | tuple[ExprLike, ExprLike] | ExprLike | None = None,
     """A thread axis to bind a loop to: `thread_axis("threadIdx.x")` or `thread_axis((0, 64), tag)`.
 
     The string itself, "threadIdx.x", does as well.
+
+    >>> from tinycomp import te
+    >>> te.thread_axis("threadIdx.x")
+    'threadIdx.x'
     """
     if isinstance(dom, str):
         dom, tag = None, dom
@@ -511,13 +536,27 @@ def thread_axis(dom: str | tuple[ExprLike, ExprLike] | ExprLike | None = None,
 
 
 def reduce_axis(dom: tuple[ExprLike, ExprLike], name: str = "k") -> IterVar:
-    """An axis over [dom[0], dom[1]) to reduce over."""
+    """An axis over [dom[0], dom[1]) to reduce over.
+
+    >>> from tinycomp import te
+    >>> A = te.placeholder((4, 8), name="A")
+    >>> k = te.reduce_axis((0, 8), name="k")
+    >>> te.compute((4,), lambda i: te.sum(A[i, k], axis=k), name="B")
+    Tensor(B: float32[4])
+    """
     low = as_expr(dom[0])
     return IterVar(Var(name), low, as_expr(dom[1]) - low, IterKind.REDUCE)
 
 
 def topological(outputs: Sequence[Tensor]) -> list[Operation]:
-    """All operations that the outputs need, producers first, each once. Iterative."""
+    """All operations that the outputs need, producers first, each once. Iterative.
+
+    >>> from tinycomp import te
+    >>> A = te.placeholder((4, 8), name="A")
+    >>> B = te.compute((4, 8), lambda i, j: A[i, j] + 1.0, name="B")
+    >>> [op.name for op in te.topological([B])]
+    ['A', 'B']
+    """
     order: list[Operation] = []
     seen: set[int] = set()
     stack: list[tuple[Operation, bool]] = [(t.op, False) for t in reversed(outputs)]
@@ -533,7 +572,14 @@ def topological(outputs: Sequence[Tensor]) -> list[Operation]:
 
 
 def inputs_of(outputs: Sequence[Tensor]) -> list[Tensor]:
-    """The placeholders that the outputs depend on, in order of appearance, without scan states."""
+    """The placeholders that the outputs depend on, in order of appearance, without scan states.
+
+    >>> from tinycomp import te
+    >>> A = te.placeholder((4, 8), name="A")
+    >>> B = te.compute((4, 8), lambda i, j: A[i, j] + 1.0, name="B")
+    >>> te.inputs_of([B])
+    [Tensor(A: float32[4, 8])]
+    """
     operations = topological(outputs)
     states = {t.op for op in operations if isinstance(op, ScanOp) for t in op.state}
     return [op.output(0) for op in operations if isinstance(op, PlaceholderOp) and op not in states]

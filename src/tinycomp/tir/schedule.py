@@ -244,12 +244,31 @@ class Schedule:
         raise ScheduleError(f"{call}: {error.message}", hint=hint, excerpt=around) from None
 
     def trace(self) -> str:
-        """Python source of a function `apply(s)` that repeats the steps on a schedule."""
+        """Python source of a function `apply(s)` that repeats the steps on a schedule.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> s = te.create_schedule(B)
+        >>> _ = s[B].split("i", factor=4)
+        >>> print(s.trace())
+        def apply(s):
+            s["B"].split("i", factor=4)
+        """
         lines = [f"    {step.call()}" for step in self.steps]
         return "\n".join(["def apply(s):", *(lines or ["    pass"])])
 
     def to_json(self) -> str:
-        """The steps as JSON text; see `from_json`."""
+        """The steps as JSON text; see `from_json`.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> s = te.create_schedule(B)
+        >>> s[B].parallel("i")
+        >>> s.to_json()
+        '{"format": 1, "steps": [{"axis": "i", "stage": "B", "step": "parallel"}]}'
+        """
         steps = [step.to_dict() for step in self.steps]
         return json.dumps({"format": FORMAT, "steps": steps}, sort_keys=True)
 
@@ -284,6 +303,16 @@ class Schedule:
 
         Raises:
             ScheduleError: naming the step that cannot be applied; the schedule is unchanged.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> s = te.create_schedule(B)
+        >>> s[B].parallel("i")
+        >>> other = te.create_schedule(B)
+        >>> other.replay(s.steps)
+        >>> other.hash() == s.hash()
+        True
         """
         wanted = list(steps)
         with self.all_or_nothing():
@@ -322,7 +351,15 @@ class Schedule:
         return str(self.func)
 
     def to_html(self) -> str:
-        """A web page of the stages, loops and axes before and after each step."""
+        """A web page of the stages, loops and axes before and after each step.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> s = te.create_schedule(B)
+        >>> s.to_html()[:15]
+        '<!doctype html>'
+        """
         from ..visualize.html import schedule_html  # a layer above: it only draws
 
         return schedule_html(self)
@@ -336,6 +373,15 @@ class Schedule:
 
         The reduction axes now belong to the returned tensor's stage. A stage with several outputs
         has all of them cached, and a list is returned. See `primitives.cache`.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> s = te.create_schedule(B)
+        >>> s.cache_write(B, "local")
+        CachedTensor(name='B.local', dtype=<DType.FLOAT32: 'float32'>)
+        >>> s.stages
+        ['B.local', 'B']
         """
         names = {self.stage_name(t) for t in _listed(tensor)}
         if len(names) != 1:
@@ -349,24 +395,66 @@ class Schedule:
         self, tensor: TensorLike | str, scope: str, readers: Sequence[TensorLike | str]
     ) -> CachedTensor:
         """Copy `tensor` into `scope` first and let `readers` read the copy; see
-        `primitives.cache`."""
+        `primitives.cache`.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> s = te.create_schedule(B)
+        >>> s.cache_read(A, "shared", [B])
+        CachedTensor(name='A.shared', dtype=<DType.FLOAT32: 'float32'>)
+        >>> s.stages
+        ['A.shared', 'B']
+        """
         names = tuple(self.stage_name(r) for r in _listed(readers))
         return self.do(CacheRead(self.buffer_name(tensor), scope, names))
 
     def rfactor(self, tensor: TensorLike | str, axis: Axis, factor_axis: int = -1) -> Any:
         """Partial results per iteration of a reduction axis; returns the tensor of these, whose
         dimension `factor_axis` (the last) is the factored axis; of a reduction of several values,
-        a list of tensors. See `primitives.rfactor`."""
+        a list of tensors. See `primitives.rfactor`.
+
+        >>> from tinycomp import te
+        >>> A, k = te.placeholder((8, 6), name="A"), te.reduce_axis((0, 6), name="k")
+        >>> B = te.compute((8,), lambda i: te.sum(A[i, k], axis=k), name="B")
+        >>> s = te.create_schedule(B)
+        >>> s.rfactor(B, "k")
+        CachedTensor(name='B.rf', dtype=<DType.FLOAT32: 'float32'>)
+        >>> s.stages
+        ['B.rf', 'B']
+        """
         stage = self[tensor]
         name = stage.name_of(axis, "rfactor")
         return self.do(Rfactor(stage.block_name, name, factor_axis))
 
     def set_scope(self, tensor: TensorLike | str, scope: str) -> None:
-        """Keep an intermediate tensor in another memory: "local", "shared", "warp" or "global"."""
+        """Keep an intermediate tensor in another memory: "local", "shared", "warp" or "global".
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> C = te.compute((8, 6), lambda i, j: B[i, j] * 2.0, name="C")
+        >>> s = te.create_schedule(C)
+        >>> s.set_scope(B, "shared")
+        >>> s.buffer("B")
+        B: float32[8, 6] shared
+        """
         self.do(SetScope(self.buffer_name(tensor), scope))
 
     def normalize(self) -> Schedule:
-        """Loops that start elsewhere start at 0; returns this schedule."""
+        """Loops that start elsewhere start at 0; returns this schedule.
+
+        >>> from tinycomp import te
+        >>> A, k = te.placeholder((8,), name="A"), te.reduce_axis((2, 6), name="k")
+        >>> B = te.compute((), lambda: te.sum(A[k], axis=k), name="B")
+        >>> s = te.create_schedule(B).normalize()
+        >>> print(s.func.body)
+        for k in range(4):
+            with block("B"): reduce k = k + 2
+                init:
+                    B[] = 0f32
+                B[] = B[] + A[k]
+        """
         self.do(Normalize())
         return self
 
@@ -376,7 +464,18 @@ class Schedule:
         inputs: Tensor | Sequence[Tensor],
         include_inputs: bool = False,
     ) -> Group:
-        """The stages between tensors, to be placed together; see `Group`."""
+        """The stages between tensors, to be placed together; see `Group`.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> C = te.compute((8, 6), lambda i, j: B[i, j] * 2.0, name="C")
+        >>> s = te.create_schedule(C)
+        >>> group = s.create_group(B, A)
+        >>> group.compute_at(s[C], "i")
+        >>> s[B].axes
+        (i, i_1, j)
+        """
         ends = [outputs] if isinstance(outputs, Tensor) else list(outputs)
         starts = [inputs] if isinstance(inputs, Tensor) else list(inputs)
         return Group(self, group_members(ends, starts, include_inputs))

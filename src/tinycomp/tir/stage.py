@@ -106,7 +106,15 @@ class Stage:
 
     @property
     def axes(self) -> tuple[Var, ...]:
-        """The loops around the stage, outermost first (leaf axes, and those it is computed at)."""
+        """The loops around the stage, outermost first (leaf axes, and those it is computed at).
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> s = te.create_schedule(B)
+        >>> s[B].axes
+        (i, j)
+        """
         return tuple(l.var for l in self.schedule.loops(self.block_name))
 
     @property
@@ -143,12 +151,29 @@ class Stage:
             factor: the extent of the inner loop, or
             nparts: the extent of the outer loop, or
             factors: all extents, outermost first; one may be None, and is inferred.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> s = te.create_schedule(B)
+        >>> s[B].split("i", factor=4)
+        (i.outer, i.inner)
+        >>> s[B].axes
+        (i.outer, i.inner, j)
         """
         sizes = None if factors is None else tuple(factors)
         return self._do(Split(self.block_name, self.name_of(axis, "split"), factor, nparts, sizes))
 
     def tile(self, x: Axis, y: Axis, x_factor: int, y_factor: int) -> tuple[Var, Var, Var, Var]:
-        """Two splits and a reorder: returns (x.outer, y.outer, x.inner, y.inner)."""
+        """Two splits and a reorder: returns (x.outer, y.outer, x.inner, y.inner).
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> s = te.create_schedule(B)
+        >>> s[B].tile("i", "j", 4, 2)
+        (i.outer, j.outer, i.inner, j.inner)
+        """
         with self.schedule.all_or_nothing():
             xo, xi = self.split(x, factor=x_factor)
             yo, yi = self.split(y, factor=y_factor)
@@ -156,15 +181,46 @@ class Stage:
         return xo, yo, xi, yi
 
     def fuse(self, *axes: Axis) -> Var:
-        """Fuse nested loops, outermost first; returns the fused axis."""
+        """Fuse nested loops, outermost first; returns the fused axis.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> s = te.create_schedule(B)
+        >>> s[B].fuse("i", "j")
+        i.j.fused
+        >>> s[B].axes
+        (i.j.fused,)
+        """
         return self._do(Fuse(self.block_name, tuple(self.name_of(a, "fuse") for a in axes)))
 
     def reorder(self, *axes: Axis) -> None:
-        """Put loops in this order, outermost first; others between them stay in place."""
+        """Put loops in this order, outermost first; others between them stay in place.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> s = te.create_schedule(B)
+        >>> s[B].reorder("j", "i")
+        >>> s[B].axes
+        (j, i)
+        """
         self._do(Reorder(self.block_name, tuple(self.name_of(a, "reorder") for a in axes)))
 
     def vectorize(self, axis: Axis) -> None:
-        """Run the iterations of a spatial loop as vector lanes."""
+        """Run the iterations of a spatial loop as vector lanes.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> s = te.create_schedule(B)
+        >>> s[B].vectorize("j")
+        >>> print(s.func.body)
+        for i in range(8):
+            for j in vectorized(6):
+                with block("B"): i = i, j = j
+                    B[i, j] = A[i, j] + 1f32
+        """
         self._do(Vectorize(self.block_name, self.name_of(axis, "vectorize")))
 
     def unroll(self, axis: Axis) -> None:
@@ -172,24 +228,90 @@ class Stage:
         self._do(Unroll(self.block_name, self.name_of(axis, "unroll")))
 
     def parallel(self, axis: Axis) -> None:
-        """Spread the iterations of a spatial loop over threads."""
+        """Spread the iterations of a spatial loop over threads.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> s = te.create_schedule(B)
+        >>> s[B].parallel("i")
+        >>> print(s.func.body)
+        for i in parallel(8):
+            for j in range(6):
+                with block("B"): i = i, j = j
+                    B[i, j] = A[i, j] + 1f32
+        """
         self._do(Parallel(self.block_name, self.name_of(axis, "parallel")))
 
     def bind(self, axis: Axis, thread: str) -> None:
-        """Run a loop over a GPU thread axis, such as "threadIdx.x" or "vthread"."""
+        """Run a loop over a GPU thread axis, such as "threadIdx.x" or "vthread".
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> s = te.create_schedule(B)
+        >>> s[B].bind("j", "threadIdx.x")
+        >>> print(s.func.body)
+        for i in range(8):
+            for j in thread(6, "threadIdx.x"):
+                with block("B"): i = i, j = j
+                    B[i, j] = A[i, j] + 1f32
+        """
         self._do(Bind(self.block_name, self.name_of(axis, "bind"), str(thread)))
 
     def pragma(self, axis: Axis, key: str, value: Any = True) -> None:
-        """Attach a hint to a loop; the value is a number, a text or a bool."""
+        """Attach a hint to a loop; the value is a number, a text or a bool.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> s = te.create_schedule(B)
+        >>> s[B].pragma("j", "auto_unroll_max_step", 16)
+        >>> print(s.func.body)
+        for i in range(8):
+            for j in range(6):  # auto_unroll_max_step=16
+                with block("B"): i = i, j = j
+                    B[i, j] = A[i, j] + 1f32
+        """
         self._do(Pragma(self.block_name, self.name_of(axis, "pragma"), key, value))
 
     def compute_at(self, consumer: Stage | TensorLike | str, axis: Axis) -> None:
-        """Compute just what each iteration of a consumer's loop needs, inside that loop."""
+        """Compute just what each iteration of a consumer's loop needs, inside that loop.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> C = te.compute((8, 6), lambda i, j: B[i, j] * 2.0, name="C")
+        >>> s = te.create_schedule(C)
+        >>> s[B].compute_at(s[C], "i")
+        >>> print(s.func.body)
+        for i in range(8):
+            for i_1 in range(1):
+                for j in range(6):
+                    with block("B"): i = i + i_1, j = j
+                        B[i, j] = A[i, j] + 1f32
+            for j in range(6):
+                with block("C"): i = i, j = j
+                    C[i, j] = B[i, j] * 2f32
+        """
         stage = consumer if isinstance(consumer, Stage) else self.schedule[consumer]
         self._do(ComputeAt(self.block_name, stage.block_name, stage.name_of(axis, "compute_at")))
 
     def compute_inline(self) -> None:
-        """Let readers compute the value themselves; the stage disappears."""
+        """Let readers compute the value themselves; the stage disappears.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> C = te.compute((8, 6), lambda i, j: B[i, j] * 2.0, name="C")
+        >>> s = te.create_schedule(C)
+        >>> s[B].compute_inline()
+        >>> print(s.func.body)
+        for i in range(8):
+            for j in range(6):
+                with block("C"): i = i, j = j
+                    C[i, j] = (A[i, j] + 1f32) * 2f32
+        """
         self._do(ComputeInline(self.block_name))
 
     def compute_root(self) -> None:
@@ -197,38 +319,129 @@ class Stage:
         self._do(ComputeRoot(self.block_name))
 
     def reverse_compute_at(self, producer: Stage | TensorLike | str, axis: Axis) -> None:
-        """Compute this stage inside a loop of the stage that it reads."""
+        """Compute this stage inside a loop of the stage that it reads.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> C = te.compute((8, 6), lambda i, j: B[i, j] * 2.0, name="C")
+        >>> s = te.create_schedule(C)
+        >>> s[C].reverse_compute_at(s[B], "i")
+        >>> s[C].axes
+        (i, i_1, j)
+        """
         stage = producer if isinstance(producer, Stage) else self.schedule[producer]
         name = stage.name_of(axis, "reverse_compute_at")
         self._do(ReverseComputeAt(self.block_name, stage.block_name, name))
 
     def reverse_compute_inline(self) -> None:
-        """Compute this stage in the loops of the one it reads, which disappears."""
+        """Compute this stage in the loops of the one it reads, which disappears.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> C = te.compute((8, 6), lambda i, j: B[i, j] * 2.0, name="C")
+        >>> s = te.create_schedule(C)
+        >>> s[C].reverse_compute_inline()
+        >>> print(s.func.body)
+        for i in range(8):
+            for j in range(6):
+                with block("C"): i = i, j = j
+                    C[i, j] = (A[i, j] + 1f32) * 2f32
+        """
         self._do(ReverseComputeInline(self.block_name))
 
     def decompose_reduction(self, axis: Axis) -> CachedTensor:
-        """Initialise in a nest of its own before a loop; returns the tensor of that stage."""
+        """Initialise in a nest of its own before a loop; returns the tensor of that stage.
+
+        >>> from tinycomp import te
+        >>> A, k = te.placeholder((8, 6), name="A"), te.reduce_axis((0, 6), name="k")
+        >>> B = te.compute((8,), lambda i: te.sum(A[i, k], axis=k), name="B")
+        >>> s = te.create_schedule(B)
+        >>> s[B].decompose_reduction("k")
+        CachedTensor(name='B.init', dtype=<DType.FLOAT32: 'float32'>)
+        >>> s.stages
+        ['B.init', 'B']
+        """
         name = self.name_of(axis, "decompose_reduction")
         return self._do(DecomposeReduction(self.block_name, name))
 
     def transform_layout(self, index_map: Callable[..., Any]) -> None:
-        """Store the element at `i, j, ...` at `index_map(i, j, ...)`, a tuple of indices."""
+        """Store the element at `i, j, ...` at `index_map(i, j, ...)`, a tuple of indices.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> C = te.compute((8, 6), lambda i, j: B[i, j] * 2.0, name="C")
+        >>> s = te.create_schedule(C)
+        >>> s[B].transform_layout(lambda i, j: (j, i))
+        >>> print(s.func.body)
+        for i in range(8):
+            for j in range(6):
+                with block("B"): i = i, j = j
+                    B[j, i] = A[i, j] + 1f32
+        for i in range(8):
+            for j in range(6):
+                with block("C"): i = i, j = j
+                    C[i, j] = B[j, i] * 2f32
+        """
         name = self.schedule.buffer_name(self.tensor)
         rank = len(self.schedule.buffer(name).shape)
         self._do(TransformLayout(name, tokens_of_map(index_map, rank)))
 
     def pad(self, axis: Axis, multiple: int) -> None:
-        """Round the extent of an axis up, so that tiles divide it."""
+        """Round the extent of an axis up, so that tiles divide it.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> C = te.compute((8, 6), lambda i, j: B[i, j] * 2.0, name="C")
+        >>> s = te.create_schedule(C)
+        >>> s[B].pad("j", 4)
+        >>> s.buffer("B").shape
+        (8, 8)
+        """
         self._do(Pad(self.block_name, self.name_of(axis, "pad"), multiple))
 
     def partition(self, axis: Axis, point: int) -> CachedTensor:
         """The first `point` iterations of a loop, then the rest as a stage of its own, whose
-        tensor is returned."""
+        tensor is returned.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> s = te.create_schedule(B)
+        >>> s[B].partition("i", 3)
+        CachedTensor(name='B.tail', dtype=<DType.FLOAT32: 'float32'>)
+        >>> print(s.func.body)
+        for i in range(3):
+            for j in range(6):
+                with block("B"): i = i, j = j
+                    B[i, j] = A[i, j] + 1f32
+        for i in range(3, 8):
+            for j in range(6):
+                with block("B.tail"): i = i, j = j
+                    B[i, j] = A[i, j] + 1f32
+        """
         return self._do(Partition(self.block_name, self.name_of(axis, "partition"), point))
 
     def tensorize(self, axis: Axis, intrin: TensorIntrin | str) -> None:
         """Replace a loop, and all inside, by a tensor intrinsic (or the name of one that
-        `schedule.intrinsics` holds)."""
+        `schedule.intrinsics` holds).
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> s = te.create_schedule(B)
+        >>> a = te.placeholder((6,), name="a")
+        >>> b = te.compute((6,), lambda j: a[j] + 1.0, name="b")
+        >>> add = lambda ins, outs: outs[0].vstore(ins[0].vload([0], 6) + 1.0, [0])
+        >>> s[B].tensorize("j", te.decl_tensor_intrin(b, add))
+        >>> print(s.func.body)
+        for i in range(8):
+            with block("B"): i = i  # tensorized=b
+                B[i, ramp(0, 1, 6)] = A[i, ramp(0, 1, 6)] + x6(1f32)
+        """
         if isinstance(intrin, TensorIntrin):
             self.schedule.intrinsics[intrin.name] = intrin
             intrin = intrin.name
@@ -259,7 +472,19 @@ class Stage:
         self._do(EnvThreads(self.block_name, tuple(str(t) for t in names)))
 
     def prefetch(self, tensor: TensorLike | str, axis: Axis, offset: int = 1) -> None:
-        """Fetch what vector loads of a tensor need `offset` iterations of a loop later."""
+        """Fetch what vector loads of a tensor need `offset` iterations of a loop later.
+
+        >>> from tinycomp import te
+        >>> A = te.placeholder((8, 6), name="A")
+        >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
+        >>> s = te.create_schedule(B)
+        >>> s[B].prefetch(A, "i", offset=2)
+        >>> print(s.func.body)
+        for i in range(8):  # prefetch=('A', 2)
+            for j in range(6):
+                with block("B"): i = i, j = j
+                    B[i, j] = A[i, j] + 1f32
+        """
         buffer = self.schedule.buffer_name(tensor)
         self._do(Prefetch(self.block_name, buffer, self.name_of(axis, "prefetch"), offset))
 
