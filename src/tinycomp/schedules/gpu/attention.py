@@ -26,6 +26,7 @@ from ...te.tensor import Tensor
 from ...tir.nodes import Buffer, For, ForKind, If, Scope, Seq, Stmt, Store
 from ...tir.passes.bind_threads import REDUCE_THREADS
 from ...types import TensorType
+from .attention_parts import combine_parts
 from .loops import allocated, inside, loop, rolled, threads, unrolled, vector
 
 _SIDE = 16  # threads of a block in each direction
@@ -111,10 +112,26 @@ def expand_attention(
     itemsize = accumulation_dtype(out.dtype).itemsize
     tile = choose_attention_tile(batch * heads, queries, depth, v_depth, itemsize)
 
-    def make(ins: list[Buffer], outs: list[Buffer]) -> Stmt:
-        return _Attention(attrs, sizes, tile, ins, outs[0]).kernel()
+    parts = _choose_parts(sizes, tile)
 
-    return [te.extern(out.static_shape, args, make, name="attention", dtype=out.dtype)]
+    def make(ins: list[Buffer], outs: list[Buffer]) -> Stmt:
+        return _Attention(attrs, sizes, tile, ins, outs, parts).kernel()
+
+    if parts == 1:
+        return [te.extern(out.static_shape, args, make, name="attention", dtype=out.dtype)]
+    acc = accumulation_dtype(out.dtype)
+    rows = (parts, batch, heads, queries)
+    values, notes = te.extern([(*rows, v_depth), (*rows, 2)], args, make, "part", [acc, acc])
+    return [combine_parts(values, notes, attrs, out)]
+
+
+def _choose_parts(sizes: _Sizes, tile: AttentionTile) -> int:
+    """Among how many blocks the keys are shared: several where there are few queries and many
+    keys, at least two tiles for each. (Dao et al., "Flash-Decoding", 2023.)"""
+    blocks = sizes.batch * sizes.heads * math.ceil(sizes.queries / (_SIDE * tile.rows))
+    tiles = math.ceil(sizes.keys / (_SIDE * tile.columns))
+    parts = min(tiles // 2, math.ceil(_BUSY / blocks))
+    return math.ceil(tiles / math.ceil(tiles / parts)) if parts > 1 and 2 * blocks <= _BUSY else 1
 
 
 # -- loops -------------------------------------------------------------------------------------
@@ -136,11 +153,12 @@ class _Attention:
         sizes: _Sizes,
         tile: AttentionTile,
         ins: Sequence[Buffer],
-        out: Buffer,
+        outs: Sequence[Buffer],
+        parts: int = 1,
     ) -> None:
         self.attrs, self.sizes, self.tile = attrs, sizes, tile
-        (self.q, self.k, self.v), self.masks, self.out = ins[:3], ins[3:], out
-        self.acc = accumulation_dtype(out.dtype)
+        (self.q, self.k, self.v), self.masks, self.outs = ins[:3], ins[3:], outs
+        self.parts, self.acc = parts, accumulation_dtype(self.q.dtype)
         self.query_tile, self.key_tile = _SIDE * tile.rows, _SIDE * tile.columns
         self.line, self.value_line = _padded(sizes.depth), _SIDE * tile.groups * tile.lanes
         self.score_line = self.key_tile + _WIDE
@@ -161,12 +179,17 @@ class _Attention:
         self.allocated.append(made)
         return made
 
+    @property
+    def part(self) -> Expr:
+        """Which part of the keys this block sees."""
+        return self.block % self.parts
+
     @cached_property
     def place(self) -> tuple[Expr, Expr, Expr]:
         """Batch, head and first query of this block."""
         tiles = math.ceil(self.sizes.queries / self.query_tile)
-        head = self.block // tiles
-        first = self.block % tiles * self.query_tile
+        tile = self.block // self.parts
+        head, first = tile // tiles, tile % tiles * self.query_tile
         return head // self.sizes.heads, head % self.sizes.heads, first
 
     def kernel(self) -> Stmt:
@@ -181,20 +204,26 @@ class _Attention:
         self.result = self.own("result", tile.rows, tile.groups, tile.lanes)
         self.top = self.of_row("top")
         tiles = math.ceil(sizes.queries / rows) * sizes.batch * sizes.heads
-        key_tiles = loop("tile", self._key_tiles(), self._tile)
+        first, count = self._key_tiles()
+        key_tiles = loop("tile", count, lambda number: self._tile(first + number))
         body = Seq((self._start(), key_tiles, *self._finish()))
-        stmt: Stmt = For(self.block, const(0), const(tiles), body, ForKind.THREAD, "blockIdx.x")
+        blocks = const(tiles * self.parts)
+        stmt: Stmt = For(self.block, const(0), blocks, body, ForKind.THREAD, "blockIdx.x")
         return allocated(self.allocated, stmt)
 
-    def _key_tiles(self) -> Expr:
-        """How many tiles of keys the queries of this block see."""
-        whole = const(math.ceil(self.sizes.keys / self.key_tile))
-        causal = self.attrs.causal
-        if causal is None or causal + self.query_tile >= self.sizes.keys:
-            return whole
-        last = self.place[2] + self.query_tile + causal  # exclusive
-        seen = (last + self.key_tile - 1) // self.key_tile
-        return Binary(BinaryOp.MAX, Binary(BinaryOp.MIN, seen, whole), const(0))
+    def _key_tiles(self) -> tuple[Expr, Expr]:
+        """The first tile of the keys that this block sees, and how many it sees."""
+        whole = math.ceil(self.sizes.keys / self.key_tile)
+        share = math.ceil(whole / self.parts)
+        first = self.part * share
+        count, causal = const(share), self.attrs.causal
+        if share * self.parts != whole:
+            count = Binary(BinaryOp.MIN, count, whole - first)
+        if causal is not None and causal + self.query_tile < self.sizes.keys:
+            last = self.place[2] + self.query_tile + causal  # exclusive
+            seen = (last + self.key_tile - 1) // self.key_tile - first
+            count = Binary(BinaryOp.MAX, Binary(BinaryOp.MIN, seen, count), const(0))
+        return first, count
 
     # -- statements --------------------------------------------------------------------------
 
@@ -219,7 +248,7 @@ class _Attention:
 
         return Seq((copy, threads(_SIDE, _SIDE, clear)))
 
-    def _tile(self, number: Var) -> Stmt:
+    def _tile(self, number: Expr) -> Stmt:
         """One tile of keys and values."""
         b, h, _ = self.place
         head = h // self.sizes.shared if self.sizes.shared > 1 else h
@@ -472,6 +501,7 @@ class _Attention:
             return unrolled("r", tile.rows, lambda r: Seq((
                 Store(total, (y, r), const(0, acc)),
                 _across(BinaryOp.ADD, total, (y, r), lambda x: Load(self.sum, (y, x, r), None)),
+                *self._note(total, y, r),
             )))  # fmt: skip
 
         def write(y: Var, x: Var) -> Stmt:
@@ -492,17 +522,34 @@ class _Attention:
                 ))  # fmt: skip
 
             def one(r: Expr, i: Expr, g: Expr, lane: Expr) -> Stmt:
-                value = Load(self.result, (y, x, r, g, lane), None) / Load(total, (y, r), None)
+                value: Expr = Load(self.result, (y, x, r, g, lane), None)
+                if self.parts > 1:
+                    e = (g * _SIDE + x) * tile.lanes + lane
+                    return Store(self.outs[0], (self.part, b, h, i, e), value)
+                value = value / Load(total, (y, r), None)
                 if attrs.zero_hidden:
                     hidden = Load(self.top, (y, r), None).equal(const(-math.inf, acc))
                     value = select(hidden, const(0, acc), value)
                 at = (b, h, i, (g * _SIDE + x) * tile.lanes + lane)
                 place = tuple(at[a] for a in attrs.out_axes)
-                return Store(self.out, place, value.astype(self.out.dtype))
+                return Store(self.outs[0], place, value.astype(self.outs[0].dtype))
 
             return unrolled("r", tile.rows, row)
 
         return [_of_rows(start), threads(_SIDE, _SIDE, write)]
+
+    def _note(self, total: Buffer, y: Var, r: Expr) -> list[Stmt]:
+        """The largest score and the sum of a row, for who adds up the parts."""
+        if self.parts == 1:
+            return []
+        b, h, first = self.place
+        i = first + y * self.tile.rows + r
+        notes = (
+            Store(self.outs[1], (self.part, b, h, i, const(n)), Load(source, (y, r), None))
+            for n, source in enumerate((self.top, total))
+        )
+        fits = self.sizes.queries % self.query_tile == 0
+        return [note if fits else If(i < self.sizes.queries, note) for note in notes]
 
 
 def _of_rows(body: Any) -> Stmt:
