@@ -11,7 +11,7 @@ from tinycomp.dims import DimRange, split_dims
         (None, DimRange()),
         ((1, 64), DimRange(1, 64)),
         ((2, None), DimRange(2)),
-        ([8, 1, 32], DimRange(1, 32, (1, 8, 32))),
+        ([8, 1, 32], DimRange(0, 32, (1, 8, 32))),
         (DimRange(1, 9, (4,)), DimRange(1, 9, (4,))),
     ],
 )

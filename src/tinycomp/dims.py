@@ -23,7 +23,7 @@ class DimRange:
 
     Attributes:
         min, max: inclusive; no `max` is no upper bound.
-        buckets: sizes, ascending, that are compiled ahead of time.
+        buckets: sizes, ascending, that are compiled ahead of time; smaller ones are allowed.
     """
 
     min: int = 0
@@ -48,7 +48,7 @@ class DimRange:
                 return DimRange(_size(low), None if high is None else _size(high))._checked()
             if isinstance(value, list):
                 sizes = tuple(sorted({_size(v) for v in value}))
-                return DimRange(sizes[0], sizes[-1], sizes)._checked()
+                return DimRange(0, sizes[-1], sizes) if len(sizes) > 1 else DimRange.of(sizes[0])
             return DimRange(_size(value), _size(value))
         except (TypeError, ValueError, IndexError):
             raise TinycompError(

@@ -26,7 +26,7 @@ import numpy as np
 
 from ..diagnostics import InputError, TinycompError
 from ..dims import DimRange
-from .arrays import as_array, check_input, check_names
+from .arrays import as_array, check_names
 from .artifact import Artifact, Manifest, ValueSpec
 from .cuda import LEVELS as CUDA_LEVELS
 from .module import LEVELS, Module, make_module
@@ -66,11 +66,17 @@ class _Route:
     module: Module
     crop: tuple[tuple[slice, ...], ...] | None = None  # of the outputs, where inputs are padded
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
         if self.crop is None:
-            return self.module.run(inputs)
-        padded = {s.name: pad_to(inputs[s.name], s) for s in self.module.inputs}
-        results = self.module.run(padded)
+            return self.module.run(inputs, **options)
+        if options.get("out"):
+            raise InputError(
+                "out= does not go with inputs that are padded to a bucket",
+                hint="give sizes that are compiled, or take the results that are returned",
+            )
+        # Repeating the last elements pads with data that the model takes, such as valid token ids.
+        padded = {s.name: self.module.pad(inputs[s.name], s) for s in self.module.inputs}
+        results = self.module.run(padded, **options)
         return {
             name: array[corner]
             for (name, array), corner in zip(results.items(), self.crop, strict=True)
@@ -162,16 +168,17 @@ class DynamicModule(Module):
         """
         return self._variant(self._check_sizes({**(dims or {}), **sizes}))
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, inputs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         """The outputs by name for inputs by name, of any sizes in range.
 
-        Sizes that are new are compiled first, which takes seconds.
+        `options` are those of the variants' `run`: `stream` and `out` on a GPU. Sizes that are new
+        are compiled first, which takes seconds.
 
         Raises:
             InputError: an input is missing, unknown, of another dtype or rank; or its sizes
                 contradict each other or are out of range.
         """
-        return self._route(inputs).run(inputs)
+        return self._route(inputs).run(inputs, options)
 
     def profile(self, inputs: Mapping[str, Any], *, repeat: int = 10) -> Profile:
         """Time of each kernel of the variant for exactly the inputs' sizes."""
@@ -305,24 +312,6 @@ def bind_dims(specs: Sequence[ValueSpec], shapes: Sequence[Sequence[int]]) -> di
             if isinstance(dim, str):
                 origin.setdefault(dim, here)
     return sizes
-
-
-def pad_to(value: Any, spec: ValueSpec) -> Any:
-    """An array in the larger shape of `spec`; its last elements along each axis are repeated.
-
-    What is repeated is data that the model takes, such as a token id inside its table.
-    """
-    on_device = hasattr(value, "__cuda_array_interface__")
-    if on_device:
-        array = value
-    else:
-        array = check_input(value, replace(spec, shape=as_array(value, spec.name).shape))
-    space = array.__array_namespace__()
-    for axis, (have, want) in enumerate(zip(array.shape, spec.shape, strict=True)):
-        if have < want:
-            last = array[(slice(None),) * axis + (slice(have - 1, None),)]
-            array = space.concat([array, space.repeat(last, want - have, axis=axis)], axis=axis)
-    return array
 
 
 def sample_specs(specs: Sequence[ValueSpec], dims: Mapping[str, DimRange]) -> list[ValueSpec]:

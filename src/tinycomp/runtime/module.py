@@ -12,6 +12,7 @@ import ctypes
 import math
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..diagnostics import ArtifactError, ExecutionError, Span, TinycompError
 from ..dims import DimRange
 from ..extension import NO_EXTENSION, Extension
 from ..target import default_num_threads
-from .arrays import address, allocate, bind_arguments, check_input, check_names, resident
+from .arrays import address, allocate, as_array, bind_arguments, check_input, check_names, resident
 from .artifact import Artifact, Manifest, ValueSpec, foreign_reason
 from .native import NativeModel
 from .profiler import Profile, make_profile
@@ -169,6 +170,12 @@ class Module:
             span=span,
             hint="check the inputs: token ids, positions and indices must lie inside their tables",
         )
+
+    def pad(self, value: Any, spec: ValueSpec) -> Any:
+        """An array in the larger shape of `spec`, on the side (host or device) where it is."""
+        array = check_input(value, replace(spec, shape=as_array(value, spec.name).shape))
+        widths = [(0, w - h) for h, w in zip(array.shape, _static(spec), strict=True)]
+        return np.pad(array, widths, mode="edge")
 
     def save(self, path: str | Path) -> None:
         """Write the artifact, one file that `tinycomp.load` and `tinycomp run` take."""

@@ -78,12 +78,18 @@ class Profile:
 
 def make_profile(manifest: Manifest, num_threads: int, stamps: np.ndarray) -> Profile:
     """A profile from time stamps, int64 nanoseconds of shape (runs, kernel calls + 1)."""
-    peaks = _peaks(num_threads)
     stamps = np.maximum.accumulate(stamps, axis=1)  # a call in a branch not taken leaves a zero
     nanoseconds = np.median(np.diff(stamps, axis=1), axis=0)
+    cache_bytes = manifest.target.l2_bytes * num_threads
+    return profile_of(manifest, nanoseconds, _peaks(num_threads), cache_bytes)
+
+
+def profile_of(
+    manifest: Manifest, nanoseconds: np.ndarray, peaks: Peaks, cache_bytes: int
+) -> Profile:
+    """A profile from the time of each kernel call; `cache_bytes` are read at the caches' speed."""
     starts = np.concatenate([[0.0], np.cumsum(nanoseconds)])
     total = max(float(nanoseconds.sum()), 1.0)
-    cache_bytes = manifest.target.l2_bytes * num_threads
     rows = [
         _row(kernel, float(start), float(duration), total, peaks, cache_bytes)
         for kernel, start, duration in zip(manifest.kernels, starts, nanoseconds, strict=False)

@@ -108,6 +108,26 @@ def run(func: PrimFunc, arrays: Sequence[np.ndarray], check_races: bool = True) 
                 _launch(func, root, spaces, check_races)
 
 
+def run_launch(
+    func: PrimFunc, index: int, spaces: dict[Buffer, np.ndarray], check_races: bool = True
+) -> None:
+    """Execute one launch of a function lowered by `lower_gpu`.
+
+    Args:
+        index: of the statement at the root.
+        spaces: arrays of the parameters and of the buffers between launches that it touches.
+
+    Raises:
+        RaceError, VerifyError, ExecutionError: see `run`.
+    """
+    body = func.body
+    while isinstance(body, Alloc) and body.buffer.scope is Scope.GLOBAL:
+        body = body.body
+    roots = body.stmts if isinstance(body, Seq) else (body,)
+    with np.errstate(all="ignore"):
+        _launch(func, roots[index], spaces, check_races)
+
+
 def _check(func: PrimFunc, arrays: Sequence[np.ndarray]) -> None:
     if len(arrays) != len(func.params):
         raise InputError(f"{func.name} takes {len(func.params)} arrays, got {len(arrays)}")
