@@ -348,7 +348,8 @@ def check_arch(arch: str, present: str) -> None:
 
 def _tensor_map(spec: TensorMapSpec, address: int) -> Any:
     """A tensor map as a kernel argument."""
-    return (ctypes.c_ubyte * MAP_BYTES).from_buffer(encode_tensor_map(spec, address).view(np.uint8))
+    encoded = encode_tensor_map(spec, address).view(np.uint8)
+    return (ctypes.c_ubyte * MAP_BYTES).from_buffer(encoded.data)
 
 
 def _usable(array: DeviceArray) -> bool:
