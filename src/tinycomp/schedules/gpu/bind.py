@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from ...diagnostics import ScheduleError
 from ...ir.expr import IntImm, Var
-from ...tir.nodes import For, PrimFunc, Seq, Stmt
+from ...tir.nodes import For, PrimFunc, Scope, Seq, Stmt
 from ...tir.primitives.annotate import bind
 from ...tir.primitives.common import require_spatial
 from ...tir.primitives.fuse import fuse
 from ...tir.primitives.split import split
 from ...tir.schedule import Stage
-from ...tir.tree import loop_of, statements
+from ...tir.tree import blocks_in, loop_of, statements, written_buffers
 
 THREADS = 256
 """Threads of a block without cooperation: enough warps to hide latency, few enough that several
@@ -58,9 +58,17 @@ def _bind_nest(func: PrimFunc, root: Stmt) -> PrimFunc:
     fused = axes[0]
     for axis in axes[1:]:
         func, fused = fuse(func, fused, axis)
+    if _shares(func, fused):  # iterations with a tile each: a block for every one
+        return bind(func, fused, "blockIdx.x")
     func, (block, thread) = split(func, fused, [None, THREADS])
     func = bind(func, block, "blockIdx.x")
     return bind(func, thread, "threadIdx.x")
+
+
+def _shares(func: PrimFunc, axis: Var) -> bool:
+    """Whether something inside the loop is computed in shared memory."""
+    blocks = blocks_in(loop_of(func, axis).body)
+    return any(b.scope is Scope.SHARED for block in blocks for b in written_buffers(block))
 
 
 def _serial(func: PrimFunc, axes: list[Var]) -> PrimFunc:

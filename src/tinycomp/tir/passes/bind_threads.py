@@ -211,7 +211,7 @@ class _Program:
         Whether they would is known when buffers have been placed; until then the condition is
         marked `once`.
         """
-        if not isinstance(stmt, Store) or stmt.buffer.scope is Scope.LOCAL:
+        if not isinstance(stmt, Store):
             return stmt
         if stmt.buffer.scope is Scope.SHARED:  # threads that compute the same element
             used = {v for index in stmt.indices for v in variables(index)}
@@ -265,8 +265,7 @@ class _Program:
             steps += self._across_warps(value, op, extent // WARP)
         previous = Load(result.buffer, result.indices, None)
         last: Stmt = replace(result, value=Binary(op, previous, mine))
-        if result.buffer.scope is not Scope.LOCAL:
-            last = If(Call(ONCE, (lane.equal(0),), DType.BOOL), last)
+        last = If(Call(ONCE, (lane.equal(0),), DType.BOOL), last)
         return seq([*steps, make_if(guard, last)])
 
     def _across_warps(self, value: Buffer, op: BinaryOp, count: int) -> list[Stmt]:

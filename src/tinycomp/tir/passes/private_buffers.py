@@ -48,6 +48,8 @@ def place_buffers(func: PrimFunc) -> PrimFunc:
     inner = _intervals(func.body)
     for buffer in func.allocs:
         accesses = found[buffer]
+        if buffer.scope is Scope.SHARED:
+            _require_one_launch(func, buffer, accesses)
         if buffer.scope is Scope.SHARED or not accesses.roots:
             continue
         scope = Scope.GLOBAL
@@ -70,6 +72,17 @@ def _require_private(func: PrimFunc, buffer: Buffer, private: bool) -> None:
             f"{func.name}: a warp reads parts of {buffer.name!r} that another warp wrote, but they "
             "are in registers",
             hint="let the stages that write and read it divide it among warps in the same way",
+            span=func.span,
+        )
+
+
+def _require_one_launch(func: PrimFunc, buffer: Buffer, accesses: _Accesses) -> None:
+    if len(accesses.roots) > 1:
+        raise ScheduleError(
+            f"{func.name}: {buffer.name!r} is in the shared memory of a block, but "
+            f"{len(accesses.roots)} nests at the root use it, which are kernels of their own",
+            hint="compute_at places it inside the loops over blocks of the nest that reads it; "
+            'set_scope(..., "global") keeps it between kernels',
             span=func.span,
         )
 

@@ -44,7 +44,7 @@ from ..tree import (
     replace_stmt,
     written_buffers,
 )
-from .common import axis_kinds, kinds_in, loops_in, own_nest, require_spatial, root_of
+from .common import axis_kinds, kinds_in, loops_in, own_loops, own_nest, require_spatial, root_of
 from .step import Step
 
 if TYPE_CHECKING:
@@ -196,12 +196,30 @@ def _check_thread(func: PrimFunc, loop: For, thread: str) -> None:
             hint="fuse the two loops, or bind one to another dimension; a stage that the threads "
             'compute together needs set_scope(..., "shared") before it is computed there',
         )
+    if thread.startswith("threadIdx"):
+        _require_shared_alike(func, loop)
     for other in loops_in(root_of(func, loop)):
         if other.thread == thread and other.extent is not loop.extent:
             raise ScheduleError(
                 f"{thread} has extent {other.extent} at loop {other.var.name!r} of the same "
                 f"kernel, but {name!r} has extent {loop.extent}",
                 hint="split one of them so that the extents agree",
+            )
+
+
+def _require_shared_alike(func: PrimFunc, loop: For) -> None:
+    """ScheduleError if iterations that become threads compute parts of a shared buffer, which
+    may overlap."""
+    for block in blocks_in(loop.body):
+        shared = [b for b in written_buffers(block) if b.scope is Scope.SHARED]
+        if not shared or any(l is loop for l in own_loops(func, block)):
+            continue
+        if any(loop.var in variables(part) for part in (*block.bindings, block.predicate)):
+            raise ScheduleError(
+                f"each iteration of {loop.var.name!r} computes its part of {shared[0].name!r}, "
+                "which all threads share",
+                hint=f"bind the loop first, then compute_at: {block.name!r} then holds what all "
+                "threads read",
             )
 
 

@@ -30,12 +30,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...diagnostics import ScheduleError
-from ...ir.expr import Load, Var, const
+from ...ir.expr import Load, Var, const, variables
 from ...te.tensor import IterKind, IterVar
 from ..nodes import Block, Buffer, For, PrimFunc, Scope, Seq, Stmt, Store
 from ..tree import (
     block_of,
     blocks_in,
+    loops_above,
     map_buffers,
     path_to,
     read_buffers,
@@ -46,6 +47,7 @@ from ..tree import (
 from .common import (
     fresh_buffer_name,
     only_writer,
+    own_loops,
     require_plain_store,
     result_buffers,
     root_of,
@@ -219,4 +221,18 @@ def set_scope(func: PrimFunc, buffer: Buffer, scope: Scope) -> PrimFunc:
             f"{buffer.name!r} is a parameter of {func.name!r}, its memory is the caller's",
             hint=f's.cache_write("{buffer.name}", "{scope}") computes it elsewhere first',
         )
+    if scope is Scope.SHARED:
+        for block in blocks_in(func.body):
+            own = own_loops(func, block)
+            around = [l for l in loops_above(func, block) if l not in own]
+            threads = {l.var for l in around if l.thread.startswith("threadIdx")}
+            parts = (*block.bindings, block.predicate)
+            if buffer in written_buffers(block) and threads & {
+                v for p in parts for v in variables(p)
+            }:
+                raise ScheduleError(
+                    f"each thread computes its part of {buffer.name!r} at stage {block.name!r}",
+                    hint="set the scope before compute_at: the stage then holds what all threads "
+                    "read",
+                )
     return exchange_buffers(func, {buffer: replace(buffer, scope=scope)})
