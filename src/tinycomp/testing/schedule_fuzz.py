@@ -89,15 +89,18 @@ def draw_case(seed: int) -> Case:
     return Case(seed, name, sizes, rng.choice((128, 256, 512)))
 
 
-def random_schedule(case: Case, only: Collection[str] = ()) -> Drawn:
-    """The schedule of a seed, of all primitives or some.
+def random_schedule(
+    case: Case, only: Collection[str] = (), weights: Mapping[str, float] | None = None
+) -> Drawn:
+    """The schedule of a seed, of all primitives or some, each drawn as often as its weight says.
 
     Raises:
         Exception: whatever a primitive raises besides ScheduleError, which is a bug.
     """
     drawn = naive(case)
     draw = _Draw(random.Random(case.seed ^ 0x5EED), drawn)
-    weights = {name: w for name, w in PRIMITIVES.items() if not only or name in only}
+    weights = weights or PRIMITIVES
+    weights = {name: w for name, w in weights.items() if not only or name in only}
     for _ in range(draw.rng.randint(1, _MOST_STEPS)):
         name = draw.rng.choices(list(weights), weights=list(weights.values()))[0]
         before = drawn.schedule.func, drawn.schedule.steps
@@ -280,6 +283,12 @@ class _Draw:
         stage = self.stage()
         stage.bind(self.axis(stage), self.rng.choice(("vthread", "threadIdx.x", "blockIdx.x")))
 
+    def thread(self) -> None:
+        """Threads and blocks of a GPU in two dimensions."""
+        stage = self.stage()
+        axes = ("threadIdx.x", "threadIdx.x", "threadIdx.y", "blockIdx.x", "blockIdx.y")
+        stage.bind(self.axis(stage), self.rng.choice(axes))
+
     def vthread(self) -> None:
         """Virtual threads, mostly around other loops that they share."""
         stage = self.stage()
@@ -404,3 +413,12 @@ PRIMITIVES: Mapping[str, float] = {  # how often each is drawn
     "transform_layout": 2, "storage_align": 0.5, "double_buffer": 0.5, "prefetch": 0.5,
     "normalize": 0.5, "create_group": 0.7, "tensorize": 1.5, "vthread": 1.5,
 }  # fmt: skip
+
+
+FOR_GPUS: Mapping[str, float] = {
+    name: weight for name, weight in PRIMITIVES.items() if name not in ("parallel", "pragma")
+} | {
+    "thread": 14, "split": 8, "reorder": 5, "cache_read": 5, "cache_write": 5, "compute_at": 8,
+    "set_scope": 4, "rfactor": 4,
+}  # fmt: skip
+"""Weights of `random_schedule` that bind most computations to threads and use shared memory."""
