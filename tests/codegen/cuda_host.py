@@ -66,6 +66,10 @@ template <typename T> T __shfl_xor_sync(unsigned, T x, int m) {
 }
 """
 _HALF = """
+static float round_tf32(float x) {
+  unsigned b; memcpy(&b, &x, 4); b = (b + 0x1000u) & 0xffffe000u;
+  float y; memcpy(&y, &b, 4); return x != x ? x : y;
+}
 static float half_to_float(unsigned short b) { _Float16 h; memcpy(&h, &b, 2); return h; }
 static unsigned short float_to_half(float x) {
   _Float16 h = (_Float16)x; unsigned short b; memcpy(&b, &h, 2); return b;
@@ -108,7 +112,8 @@ template <typename... A> void run(void (*f)(A...), void** args, Index grid, Inde
 }
 """
 _HALF_HELPER = re.compile(
-    r"__device__ __forceinline__ (?:float half_to_float|unsigned short float_to_half)\(.*?\n}\n?",
+    r"__device__ __forceinline__ "
+    r"(?:float half_to_float|unsigned short float_to_half|float round_tf32)\(.*?\n}\n?",
     re.DOTALL,
 )
 

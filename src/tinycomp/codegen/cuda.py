@@ -45,13 +45,14 @@ from ..tir.nodes import (
     Stmt,
     Store,
 )
+from ..tir.passes.share_memory import ALIGNMENT, shared_bytes, size_of
 from ..tir.tile.nodes import TileProgram
 from ..tir.tree import statements
 from .cuda_async import ASYNC_HELPERS, async_copy
 from .cuda_expressions import ExprEmitter, Names, Writer
 from .cuda_helpers import HELPERS, helper_source
 from .cuda_intrinsics import FUNCTIONS
-from .cuda_limits import STATIC_SHARED, Launch, check_launch
+from .cuda_limits import STATIC_SHARED, Launch, check_launch, has_async_copies
 from .cuda_tile_ptx import tile_helpers
 from .cuda_types import STORED, bare
 from .cuda_warp import WARP_HELPERS, is_warp_call, warp_call
@@ -113,7 +114,7 @@ def emit_cuda(func: PrimFunc, arch: str = "sm_90a", comment: str = "") -> CudaKe
     for index, root in enumerate(roots):
         name = _identifier(func.name if len(roots) == 1 else f"{func.name}_{index}")
         kind = TileEmitter if isinstance(root, TileProgram) else KernelEmitter
-        emitter = kind(func, name, workspace)
+        emitter = kind(func, name, workspace, has_async_copies(arch))
         text, launch = emitter.run(root)
         check_launch(launch, arch, func.span)
         launches.append(launch)
@@ -152,7 +153,10 @@ def _workspace(func: PrimFunc) -> tuple[dict[Buffer, int], int, Stmt]:
 class KernelEmitter:
     """Writes one launch."""
 
-    def __init__(self, func: PrimFunc, name: str, workspace: dict[Buffer, int]) -> None:
+    def __init__(
+        self, func: PrimFunc, name: str, workspace: dict[Buffer, int], has_async: bool
+    ) -> None:
+        self.has_async = has_async
         self.func, self.name, self.workspace = func, name, workspace
         self.out, self.names = Writer(), Names()
         self.expressions = ExprEmitter(self.out, self.names)
@@ -199,17 +203,21 @@ class KernelEmitter:
 
     def _declare_shared(self, buffers: list[Buffer]) -> int:
         """Shared arrays of their own, or parts of the one that is sized at launch."""
-        sizes = [-(-buffer_bytes(b) // 16) * 16 for b in buffers]
-        total, offset = sum(sizes), 0
-        if total > STATIC_SHARED:
-            self.out.line("extern __shared__ __align__(16) unsigned char shared[];")
-        for buffer, size in zip(buffers, sizes, strict=True):
+        total = shared_bytes(buffers)
+        together = total > STATIC_SHARED or any(b.offset is not None for b in buffers)
+        if together:
+            size = "" if total > STATIC_SHARED else str(total)
+            kind = "__shared__" if size else "extern __shared__"
+            self.out.line(f"{kind} __align__({ALIGNMENT}) unsigned char shared[{size}];")
+        offset = shared_bytes(b for b in buffers if b.offset is not None)
+        for buffer in buffers:
             name, type_ = self.names.buffers[buffer], STORED[buffer.dtype]
-            if total > STATIC_SHARED:
-                self.out.line(f"{type_}* {name} = ({type_}*)(shared + {offset});")
+            if together:
+                start = offset if buffer.offset is None else buffer.offset
+                self.out.line(f"{type_}* {name} = ({type_}*)(shared + {start});")
             else:
                 self.out.line(f"__shared__ __align__(16) {type_} {name}[{_elements(buffer)}];")
-            offset += size
+            offset += size_of(buffer) if buffer.offset is None else 0
         return total
 
     def unique(self, name: str) -> str:
@@ -247,7 +255,7 @@ class KernelEmitter:
                 self._allocate(stmt.buffer)  # in every scope that has it
             work.append(stmt.body)
         elif isinstance(stmt, Async):
-            self.is_async = True
+            self.is_async = self.has_async
             work.extend((self._end_async, stmt.body))
         elif isinstance(stmt, Evaluate):
             self._evaluate(stmt)
@@ -316,6 +324,8 @@ class KernelEmitter:
         if isinstance(value, Call) and value.name == "barrier":
             self.out.line("__syncthreads();")
         elif isinstance(value, Call) and value.name in ("async_commit", "async_wait"):
+            if not self.has_async:
+                return
             groups = [str(as_int(arg)) for arg in value.args]
             template = f"<{groups[0]}>" if groups else ""
             self.out.line(f"{self.out.use(value.name)}{template}();")

@@ -134,6 +134,12 @@ template <typename T> __device__ __forceinline__ T integer_abs(T x) {
 template <typename T> __device__ __forceinline__ T sign(T x) {
   return x > 0 ? (T)1 : (x < 0 ? (T)-1 : x);
 }""",
+    "round_tf32": """\
+__device__ __forceinline__ float round_tf32(float x) {
+  unsigned int bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return __int_as_float((int)bits);
+}""",
     "sigmoid": """\
 __device__ __forceinline__ float sigmoid(float x) {
   float e = expf(-fabsf(x));

@@ -26,6 +26,19 @@ def shared_limit(arch: str) -> int:
     return _SHARED.get(arch.rstrip("af"), 48) * 1024
 
 
+def compute_capability(arch: str) -> int:
+    """
+    >>> compute_capability("sm_90a"), compute_capability("sm_100")
+    (90, 100)
+    """
+    return int(arch.removeprefix("sm_").rstrip("af"))
+
+
+def has_async_copies(arch: str) -> bool:
+    """Whether there are cp.async and the matrix instructions of `tir.tensor_intrinsics.warp`."""
+    return compute_capability(arch) >= 80
+
+
 @dataclass(frozen=True, slots=True)
 class TensorMapSpec:
     """A tensor map that the host makes for a launch; see `tir.tile.nodes.TensorMap`.

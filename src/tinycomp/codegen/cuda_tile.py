@@ -25,8 +25,10 @@ from .cuda_types import STORED
 class TileEmitter(KernelEmitter):
     """Writes the launch of one tile program."""
 
-    def __init__(self, func: PrimFunc, name: str, workspace: dict[Buffer, int]) -> None:
-        super().__init__(func, name, workspace)
+    def __init__(
+        self, func: PrimFunc, name: str, workspace: dict[Buffer, int], has_async: bool
+    ) -> None:
+        super().__init__(func, name, workspace, has_async)
         self.taken |= NAMES
         self.parity: dict[op.Cursor, str] = {}
         self.stage: dict[op.Cursor, str] = {}

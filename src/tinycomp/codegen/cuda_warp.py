@@ -10,7 +10,7 @@ from typing import Any
 
 from ..dtype import DType
 from ..ir.expr import Call
-from ..tir.tensor_intrinsics.warp import MMA, Mma
+from ..tir.tensor_intrinsics.warp import LOADS, MMA, Mma
 from .cuda_types import VALUE, bare
 from .expressions import access_of
 
@@ -52,15 +52,14 @@ def _function(name: str) -> str:
     return name.replace(".", "_")
 
 
-_LOADS = ("ldmatrix.x4", "ldmatrix.x4.trans")
 WARP_HELPERS: dict[str, str] = {
     **{_function(name): _mma_helper(record) for name, record in MMA.items()},
-    **{f"{_function(name)}_{n}": _load_helper(name, n) for name in _LOADS for n in (1, 2)},
+    **{f"{_function(name)}_{n}": _load_helper(name, n) for name in LOADS for n in (1, 2)},
 }
 
 
 def is_warp_call(call: Call) -> bool:
-    return call.name in MMA or call.name in _LOADS
+    return call.name in MMA or call.name in LOADS
 
 
 def warp_call(emitter: Any, call: Call) -> str:
@@ -69,10 +68,15 @@ def warp_call(emitter: Any, call: Call) -> str:
     accesses = [access_of(arg.source, arg.indices) for arg in call.args]  # type: ignore[attr-defined]
     simple = [emitter.names.analyzer.simplify(access.index) for access in accesses]
     emitter.begin(simple)
+    memory = call.args[0] if call.name in LOADS else None
+    accumulator = None if memory is not None else call.args[0]
     for arg, index in zip(call.args, simple, strict=True):
-        at = bare(emitter.lanes(index)[0])
-        places.append(f"{emitter.names.buffers[arg.source]} + {at}")  # type: ignore[attr-defined]
+        buffer: Any = arg.source  # type: ignore[attr-defined]
+        place = f"{emitter.names.buffers[buffer]} + {bare(emitter.lanes(index)[0])}"
+        if buffer.dtype is DType.FLOAT32 and arg not in (memory, accumulator):
+            place = f"(unsigned int*)({place})"  # tf32
+        places.append(place)
     name = _function(call.name)
-    if call.name in _LOADS:
+    if call.name in LOADS:
         name = f"{name}_{len(places) - 1}"
     return f"{emitter.out.use(name)}({', '.join(places)});"

@@ -41,11 +41,13 @@ from ..tir.gpu_executor import ThreadGroup
 from ..tir.gpu_memory import Memory, Threads
 from ..tir.nodes import Alloc, Buffer, Evaluate, For, ForKind, PrimFunc, Scope, Seq, Stmt, Store
 from ..tir.passes.visit import Visit, drive
+from ..tir.tensor_intrinsics.warp import LOADS, MMA
 from ..tir.tree import child_statements, statements
 from .cuda_expressions import ExprEmitter, Names, Writer
 
 WARP = 32
 SECTOR = 32  # bytes; what a cache line is filled by
+_WITHOUT_ADDRESSES = ("barrier", "prefetch", "async_commit", "async_wait")
 _BANKS_BYTES = 128  # what shared memory delivers at once: 32 banks of 4 bytes
 
 
@@ -253,7 +255,7 @@ class _Trace:
 
     def _request(self, site: Site, starts: np.ndarray, weight: float) -> None:
         site.requests += weight
-        starts = np.unique(starts)
+        starts = starts[np.sort(np.unique(starts, return_index=True)[1])]  # in the order of lanes
         needed = len(starts) * site.width
         if site.buffer.scope is Scope.GLOBAL:
             sectors = np.union1d(starts // SECTOR, (starts + site.width - 1) // SECTOR)
@@ -301,8 +303,22 @@ class _Sampled(ThreadGroup):
         self.weight = around
 
     def evaluate_call(self, value: Expr, mask: np.ndarray | None) -> None:
-        if not (isinstance(value, Call) and value.name in ("barrier", "prefetch")):
+        name = value.name if isinstance(value, Call) else ""
+        if isinstance(value, Call) and name in LOADS:
+            self._note_rows(value.args[0], mask)
+        elif name not in _WITHOUT_ADDRESSES and name not in MMA:
             self.evaluate((value,), mask)
+
+    def _note_rows(self, place: Any, mask: np.ndarray | None) -> None:
+        """The row of 16 bytes that each lane gives ldmatrix."""
+        lanes = 16 // place.source.dtype.itemsize
+        shape = (self.threads.count, lanes)
+        indices = [np.asarray(i).reshape(-1, 1) for i in self.evaluate(place.indices, mask)]
+        indices[-1] = indices[-1] + np.arange(lanes)
+        here = np.ones(self.threads.count, np.bool_) if mask is None else mask
+        self.trace.widths[place] = lanes
+        active = np.broadcast_to(here[:, None], shape)
+        self._note(place, place.source, [np.broadcast_to(i, shape) for i in indices], active)
 
     def write(self, stmt: Store, indices: list[np.ndarray], value: Any, active: np.ndarray) -> None:
         self._note(stmt, stmt.buffer, indices, active)

@@ -105,6 +105,15 @@ def _sign(b: FunctionBuilder, x: Value) -> Value:
     return b.select(nonzero, b.intrinsic("copysign", literal(1.0, x.element, x.lanes), x), x)
 
 
+def _round_tf32(b: FunctionBuilder, x: Value) -> Value:
+    """To 10 bits of mantissa, halves away from zero."""
+    bits = b.convert("bitcast", x, "i32")
+    bits = b.op("add", bits, literal(0x1000, "i32", x.lanes))
+    bits = b.op("and", bits, literal(-0x2000, "i32", x.lanes))
+    rounded = b.convert("bitcast", bits, "float")
+    return b.select(b.compare("fcmp uno", x, x), x, rounded)
+
+
 def _infinity(b: FunctionBuilder, x: Value, predicate: str) -> Value:
     return b.compare(predicate, b.intrinsic("fabs", x), literal(float("inf"), x.element, x.lanes))
 
@@ -113,6 +122,7 @@ _FLOAT: dict[str, Callable[..., Value]] = {
     "neg": _neg,
     "abs": lambda b, x: b.intrinsic("fabs", x),
     "sign": _sign,
+    "round_tf32": _round_tf32,
     "fma": lambda b, x, y, z: b.intrinsic("fma", x, y, z),
     "isnan": lambda b, x: b.compare("fcmp uno", x, x),
     "isinf": lambda b, x: _infinity(b, x, "fcmp oeq"),

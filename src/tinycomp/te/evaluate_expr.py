@@ -111,6 +111,13 @@ def _popcount(x: Any) -> Any:
     return np.bitwise_count(bits).astype(x.dtype)[()]
 
 
+def _round_tf32(x: Any) -> Any:
+    """To 10 bits of mantissa, halves away from zero (cvt.rna.tf32)."""
+    x = np.asarray(x, np.float32)
+    rounded = (x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+    return np.where(np.isnan(x), x, rounded.view(np.float32))[()]
+
+
 def checked_index(index: Any, extent: Any) -> Any:
     """A negative index counts from the end; one that is still outside is an ExecutionError."""
     wrapped = np.where(np.asarray(index) < 0, index + extent, index)
@@ -147,6 +154,7 @@ INTRINSIC: Mapping[str, Callable[..., Any]] = {
     "abs": np.abs,
     "sign": np.sign,
     "popcount": _popcount,
+    "round_tf32": _round_tf32,
     "likely": lambda c: c,
     "checked_index": checked_index,
     "isnan": np.isnan,

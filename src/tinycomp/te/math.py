@@ -49,6 +49,14 @@ def _float_function(name: str, meaning: str) -> Callable[[ExprLike], Expr]:
     return function
 
 
+def round_tf32(x: ExprLike) -> Expr:
+    """A float32 rounded to the 10 bits of mantissa of tf32, halves away from zero."""
+    x = as_expr(x)
+    if x.dtype is not DType.FLOAT32:
+        raise TypeError(f"round_tf32 takes a float32, got {x.dtype}: {x}")
+    return call("round_tf32", x)
+
+
 def _function(name: str, meaning: str) -> Callable[[ExprLike], Expr]:
     def function(x: ExprLike) -> Expr:
         return call(name, as_expr(x))
@@ -435,6 +443,7 @@ __all__ = [
     "power",
     "right_shift",
     "round",
+    "round_tf32",
     "rsqrt",
     "select",
     "sigmoid",

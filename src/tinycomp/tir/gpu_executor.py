@@ -65,7 +65,7 @@ from .nodes import (
     Store,
 )
 from .passes.visit import Visit, drive
-from .tensor_intrinsics.warp import MMA
+from .tensor_intrinsics.warp import LOADS, MMA
 from .tile.nodes import TileProgram
 from .tree import statements
 
@@ -263,7 +263,7 @@ class ThreadGroup:
             self.memory.copies.commit(mask)
         elif isinstance(value, Call) and name == "async_wait":
             self.memory.wait(as_int(value.args[0]), mask)
-        elif isinstance(value, Call) and (name in MMA or name.startswith("ldmatrix")):
+        elif isinstance(value, Call) and (name in MMA or name in LOADS):
             places = [self.evaluate(arg.indices, mask) for arg in value.args]  # type: ignore[attr-defined]
             self.warps.run(value, places, mask)
         elif name != "prefetch":

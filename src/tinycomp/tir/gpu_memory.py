@@ -183,6 +183,8 @@ class Memory:
         if self.check and space.tracks:
             self._note_write(buffer, space, owner, at, indices, active)
         rows = np.broadcast_to(owner, at.shape)
+        if buffer.offset is not None:
+            self._take_over(buffer, rows, at, active)
         if self.is_async and space.written is not None:
             self.copies.start(_Pending(buffer, indices, value.astype(space.data.dtype), active))
             space.written[rows[active], at[active]] = False
@@ -190,6 +192,27 @@ class Memory:
         space.data[rows[active], at[active]] = value[active]
         if space.written is not None:
             space.written[rows[active], at[active]] = True
+
+    def _take_over(
+        self, buffer: Buffer, rows: np.ndarray, at: np.ndarray, active: np.ndarray
+    ) -> None:
+        """What is written is lost for other buffers in the same place of shared memory."""
+        start, size = buffer.offset or 0, buffer.dtype.itemsize
+        for other, space in self.own.items():
+            if other is buffer or other.offset is None:
+                continue
+            width, count = other.dtype.itemsize, math.prod(space.shape)
+            low, end = other.offset, other.offset + count * width
+            if not (start < end and low < start + math.prod(self.own[buffer].shape) * size):
+                continue
+            for byte in range(0, size, min(size, width)):
+                element = (start + at * size + byte - low) // width
+                hit = active & (element >= 0) & (element < count)
+                element = np.where(hit, element, 0)
+                if self.check and space.tracks and hit.any():
+                    self._check_write(other, space, rows, element, [element], hit)
+                assert space.written is not None
+                space.written[rows[hit], element[hit]] = False
 
     def wait(self, groups: int, mask: np.ndarray | None) -> None:
         """Asynchronous copies arrive that are not of the latest groups of their threads."""
@@ -239,6 +262,22 @@ class Memory:
     def _note_write(
         self, buffer: Buffer, space: _Tracked, owner: Any, at: Any, indices: Any, active: Any
     ) -> None:
+        me, phase, _ = self._who(active)
+        self._check_write(buffer, space, owner, at, indices, active)
+        rows = np.broadcast_to(owner, at.shape)
+        mine = np.broadcast_to(me, at.shape)
+        space.writer[rows[active], at[active]] = mine[active]
+        space.written_in[rows[active], at[active]] = np.broadcast_to(phase, at.shape)[active]
+        clash = active & (space.writer[owner, at] != mine)
+        if clash.any():
+            lane = np.argwhere(clash)[0]
+            other = int(space.writer[owner, at][tuple(lane)])
+            self._race(buffer, indices, lane, "writes what thread", "writes", other)
+
+    def _check_write(
+        self, buffer: Buffer, space: _Tracked, owner: Any, at: Any, indices: Any, active: Any
+    ) -> None:
+        """No other thread may have touched since the last barrier what is written."""
         me, phase, block = self._who(active)
         for who, when, verb in (
             (space.writer, space.written_in, "wrote"),
@@ -252,15 +291,6 @@ class Memory:
                 self._race(
                     buffer, indices, lane, "writes what thread", verb, int(other[tuple(lane)])
                 )
-        rows = np.broadcast_to(owner, at.shape)
-        mine = np.broadcast_to(me, at.shape)
-        space.writer[rows[active], at[active]] = mine[active]
-        space.written_in[rows[active], at[active]] = np.broadcast_to(phase, at.shape)[active]
-        clash = active & (space.writer[owner, at] != mine)
-        if clash.any():
-            lane = np.argwhere(clash)[0]
-            other = int(space.writer[owner, at][tuple(lane)])
-            self._race(buffer, indices, lane, "writes what thread", "writes", other)
 
     def _who(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Thread, phase and block of each lane, as columns."""

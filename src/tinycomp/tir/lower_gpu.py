@@ -12,6 +12,7 @@ from .passes.lower_blocks import lower_blocks
 from .passes.lower_collectives import lower_collectives
 from .passes.pipeline import mark_double_buffers, pipeline
 from .passes.private_buffers import place_buffers
+from .passes.share_memory import share_memory
 from .passes.simplify import simplify
 from .passes.uniform_conditions import uniform_conditions
 from .passes.vectorize import vectorize
@@ -30,9 +31,9 @@ def lower_gpu(func: PrimFunc) -> PrimFunc:
     func = compact_buffers(func)
     func = inject_virtual_threads(func)
     func = simplify(func)
-    func = pipeline(func)
-    func = insert_barriers(func)
+    func = pipeline(uniform_conditions(func))
+    func = insert_barriers(share_memory(func))
     func = lower_collectives(func)
-    func = hoist_ifs(uniform_conditions(func))
+    func = hoist_ifs(func)
     func = vectorize(func, ACCESS)
     return simplify(func)

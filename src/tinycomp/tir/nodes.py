@@ -53,6 +53,7 @@ class Buffer:
         alignment: in bytes.
         aligned: (dimension, factor, offset) if the stride of a dimension shall be offset modulo
             factor elements; placing the buffer enlarges the next dimension for it.
+        offset: bytes from the start of a block's shared memory, once that has been laid out.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Buffer:
     scope: Scope = Scope.GLOBAL
     alignment: int = 64
     aligned: tuple[int, int, int] | None = None
+    offset: int | None = None
 
     def __repr__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}] {self.scope}"

@@ -7,6 +7,8 @@ one thread per output element. What no schedule binds gets a sound binding at th
 
 from __future__ import annotations
 
+from functools import partial
+
 from ...codegen.cuda_limits import shared_limit
 from ...diagnostics import ScheduleError
 from ...ir.expr import Load, variables
@@ -15,7 +17,8 @@ from ...relay.nodes import Function
 from ...target import Target
 from ...te.tensor import ComputeOp, ExternOp
 from ...tir.lower_gpu import lower_gpu
-from ...tir.nodes import Alloc, PrimFunc, Scope
+from ...tir.nodes import Alloc, PrimFunc, Scope, Seq
+from ...tir.passes.share_memory import shared_bytes
 from ...tir.schedule import Schedule, create_schedule
 from ...tir.tree import statements
 from ..collapse import collapse_dims
@@ -25,20 +28,24 @@ from .attention import expand_attention
 from .bind import bind_unbound
 from .conv import expand_conv2d, merge_pixels
 from .elementwise import schedule_elementwise
-from .gemm import expand_matmul, schedule_gemm
+from .gemm import expand_matmul, matrix_axes, schedule_gemm
 from .hopper_gemm import build_hopper_matmul
 from .reduction import schedule_outputs
 from .rows import schedule_rows
 from .skinny import expand_skinny
+from .tensor_cores import schedule_tensor_cores
 
 __all__ = ["build_gpu_kernel", "default_gpu_schedule"]
 
-COMPUTES: dict[str, Compute] = {
-    "nn.matmul": lambda *call: expand_skinny(*call) or expand_matmul(*call),
-    "nn.conv2d": expand_conv2d,
-    "nn.attention": expand_attention,
-}
-"""Expansions of operators that GPU schedules use instead of `Op.compute`."""
+
+def expansions(target: Target) -> dict[str, Compute]:
+    """Expansions of operators that GPU schedules use instead of `Op.compute`."""
+    matmul = partial(expand_matmul, arch=target.arch)
+    return {
+        "nn.matmul": lambda *call: expand_skinny(*call) or matmul(*call),
+        "nn.conv2d": partial(expand_conv2d, arch=target.arch),
+        "nn.attention": expand_attention,
+    }
 
 
 def build_gpu_kernel(function: Function, target: Target, name: str) -> PrimFunc:
@@ -59,11 +66,13 @@ def build_gpu_kernel(function: Function, target: Target, name: str) -> PrimFunc:
 
 def default_gpu_schedule(function: Function, target: Target, name: str) -> Schedule:
     """The default schedule of a primitive function; its last roots may be unbound still."""
-    inputs, outputs = to_te(merge_pixels(collapse_dims(function)), COMPUTES)
+    inputs, outputs = to_te(merge_pixels(collapse_dims(function)), expansions(target))
     kernel = Kernel(create_schedule(outputs, inputs, name), outputs, target)
     tags = {op.tag: op for op in kernel.stages if op.tag}
     reductions = kernel.reductions
-    if "gemm" in tags:
+    if "mma" in tags:
+        schedule_tensor_cores(kernel, tags["mma"], matrix_axes)
+    elif "gemm" in tags:
         schedule_gemm(kernel, tags["gemm"])
     elif isinstance(outputs[0].op, ExternOp):  # its loops are bound already
         inline_injective(kernel)
@@ -97,10 +106,13 @@ def _lowered(schedule: Schedule) -> PrimFunc:
 
 
 def _shared_bytes(func: PrimFunc) -> int:
-    from ...codegen.statements import buffer_bytes
-
-    return sum(
-        buffer_bytes(s.buffer)
-        for s in statements(func.body)
-        if isinstance(s, Alloc) and s.buffer.scope is Scope.SHARED
-    )
+    roots = func.body.stmts if isinstance(func.body, Seq) else (func.body,)
+    sizes = [
+        shared_bytes(
+            s.buffer
+            for s in statements(root)
+            if isinstance(s, Alloc) and s.buffer.scope is Scope.SHARED
+        )
+        for root in roots
+    ]
+    return max(sizes, default=0)

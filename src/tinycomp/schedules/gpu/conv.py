@@ -74,7 +74,9 @@ def _is_pointwise(attrs: Any) -> bool:
     return (*attrs.kernel_size, *attrs.strides) == (1, 1, 1, 1) and not any(attrs.padding)
 
 
-def expand_conv2d(attrs: Any, args: Sequence[Tensor], out: TensorType) -> list[Tensor] | None:
+def expand_conv2d(
+    attrs: Any, args: Sequence[Tensor], out: TensorType, arch: str
+) -> list[Tensor] | None:
     """nn.conv2d in NCHW as a product of the weights and the windows of the input.
 
     After `merge_pixels` the weights are a matrix, and the output may have one axis of pixels. None
@@ -109,6 +111,8 @@ def expand_conv2d(attrs: Any, args: Sequence[Tensor], out: TensorType) -> list[T
         weights,
         windows,
         lambda n, c, *at: (*_group(n, c, groups, m), at[0] * width + at[1] if at[1:] else at[0]),
+        attrs.precision,
+        arch,
     )
 
 

@@ -26,6 +26,7 @@ from ...tir.lower_gpu import ACCESS
 from ...tir.schedule import Stage
 from ...types import TensorType
 from ..common import Kernel, extent_of
+from .tensor_cores import tensor_core_gemm, tensor_core_type
 
 _SIDE = 16  # threads of a block in each direction
 _DEPTH = 16  # of a tile along k
@@ -77,14 +78,21 @@ def gemm(
     left: Callable[..., Any],
     right: Callable[..., Any],
     result: Callable[..., tuple[Any, Any, Any]],
+    precision: str,
+    arch: str,
 ) -> list[Tensor]:
     """The product as te, for `left(b, i, k)` and `right(b, k, j)` inside their true extents.
 
     Args:
         sizes: batch, rows, columns and length of the sum.
         result: which element (b, i, j) an index of the output is.
+        precision: "tf32" allows float32 operands to be rounded for tensor cores.
+        arch: of the GPU, "sm_90a" and the like.
     """
     batch, m, n, k = sizes
+    record = tensor_core_type(out.dtype, precision, arch)
+    if record is not None:
+        return tensor_core_gemm(out, sizes, left, right, result, record, arch)
     tile = choose_gemm_tile(batch, m, n)
     rows, columns, depth = _padded(m, tile.rows), _padded(n, tile.columns), _padded(k, _DEPTH)
     acc = accumulation_dtype(out.dtype)
@@ -119,7 +127,9 @@ def gemm(
     ]
 
 
-def expand_matmul(attrs: Any, args: Sequence[Tensor], out: TensorType) -> list[Tensor] | None:
+def expand_matmul(
+    attrs: Any, args: Sequence[Tensor], out: TensorType, arch: str
+) -> list[Tensor] | None:
     """nn.matmul; batches share the tile where the right operand is one matrix."""
     a, b = args
     if not out.dtype.is_float:
@@ -156,6 +166,8 @@ def expand_matmul(attrs: Any, args: Sequence[Tensor], out: TensorType) -> list[T
             lambda _, i, p: a(*place(a, unravel(i // m)), i % m, p) if batch else a(i, p),
             lambda _, p, j: b(*[te.const(0)] * (b.ndim - 2), p, j),
             lambda *index: (te.const(0), _ravel(index[:-1], (*batch, m)), index[-1]),
+            attrs.precision,
+            arch,
         )
     if m < MIN_ROWS:
         return None
@@ -165,6 +177,8 @@ def expand_matmul(attrs: Any, args: Sequence[Tensor], out: TensorType) -> list[T
         lambda c, i, p: a(*place(a, unravel(c)), i, p),
         lambda c, p, j: b(*place(b, unravel(c)), p, j),
         lambda *index: (_ravel(index[:-2], batch), index[-2], index[-1]),
+        attrs.precision,
+        arch,
     )
 
 
@@ -186,7 +200,7 @@ def schedule_gemm(kernel: Kernel, product: ComputeOp) -> None:
     tile: GemmTile = product.attrs["tile"]
     batch, m, n, _ = product.attrs["sizes"]
     stage = kernel.stage(out)
-    b, i, j = _matrix_axes(stage, batch, m, n)
+    b, i, j = matrix_axes(stage, batch, m, n)
     row_block, i = stage.split(i, factor=tile.rows)
     column_block, j = stage.split(j, factor=tile.columns)
     stage.reorder(b, row_block, column_block, i, j)
@@ -207,7 +221,7 @@ def schedule_gemm(kernel: Kernel, product: ComputeOp) -> None:
         _bind_copy(kernel.stage(operand.op))  # type: ignore[arg-type]
 
 
-def _matrix_axes(stage: Stage, batch: int, m: int, n: int) -> tuple[Var, Var, Var]:
+def matrix_axes(stage: Stage, batch: int, m: int, n: int) -> tuple[Var, Var, Var]:
     """The loops of the output fused to batch, rows and columns of the product."""
     axes = list(stage.axes)
     rows: list[Var] = []

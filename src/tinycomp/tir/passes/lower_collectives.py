@@ -95,7 +95,7 @@ class _Lowering:
                 f"multiple of a fragment of {height} x {width}",
                 hint="split the loops by multiples of the instruction's shape",
             )
-        dtype = buffer.dtype if layout.role == "c" else DType.UINT32
+        dtype = buffer.dtype if layout.packed == 1 else DType.UINT32
         shape = (*lead, rows // height, columns // width, layout.registers)
         extents = tuple(const(n) for n in shape)
         return replace(buffer, shape=extents, dtype=dtype, scope=Scope.LOCAL)
@@ -189,15 +189,17 @@ class _Lowering:
         return self.analyzer.simplify(expr)
 
     def map(self, stmt: Collective) -> Stmt:
-        """Each lane's elements in pairs, which are neighbours in a row."""
+        """Each lane's elements; those of an accumulator in pairs, which are neighbours in a row."""
         loops, body = _loops(stmt.body)
         layout = next(one for one in stmt.op.layouts if one is not None)
-        if len(loops) != 2 or layout.role != "c":
+        if len(loops) != 2 or layout.packed != 1:
             raise InternalError(f"{stmt.op.name} over {len(loops)} loops of {layout}")
+        together = 2 if layout.role == "c" else 1
+        count = layout.elements // together
         pair, half = Var("pair"), Var("half")
-        self.analyzer.bind(pair, const(0), const(layout.elements // 2))
-        self.analyzer.bind(half, const(0), const(2))
-        element = pair * 2 + half
+        self.analyzer.bind(pair, const(0), const(count))
+        self.analyzer.bind(half, const(0), const(together))
+        element = self.simple(pair * together + half)
         first = substituter({loop.var: loop.min for loop in loops})
 
         def change(node: Any) -> Any:
@@ -214,8 +216,8 @@ class _Lowering:
             for loop, place in zip(loops, layout.place(self.lane, element), strict=True)
         }
         body = substituter(places)(rewriter(change)(body))
-        body = For(half, const(0), const(2), body, ForKind.VECTORIZED)
-        return For(pair, const(0), const(layout.elements // 2), body, ForKind.UNROLLED)
+        body = For(half, const(0), const(together), body, ForKind.VECTORIZED)
+        return For(pair, const(0), const(count), body, ForKind.UNROLLED)
 
 
 def _store(stmt: Collective) -> Store:

@@ -12,7 +12,7 @@ instruction. (PTX ISA, "Warp-level matrix instructions".)
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from ...ir.expr import Expr, Load, Var, const, substitute
 from ...ir.fold import refold
 from ...ir.node import fold
 from ...te.intrin import BufferView, TensorIntrin, decl_tensor_intrin
+from ...te.math import round_tf32
 from ...te.reducers import sum as te_sum
 from ...te.tensor import ComputeOp, Reduce, compute, placeholder, reduce_axis
 from ..nodes import Collective, For, Stmt
@@ -78,6 +79,7 @@ MMA: Mapping[str, Mma] = {
     )
 }
 """The instructions of sm_80 and later, by name."""
+LOADS = ("ldmatrix.x4", "ldmatrix.x4.trans")
 
 
 def mma_of(dtype: DType) -> Mma | None:
@@ -160,15 +162,29 @@ def load_matrix(role: str, dtype: str, transposed: bool = False) -> TensorIntrin
 
 
 @functools.cache
+def load_tf32(role: str, transposed: bool = False) -> TensorIntrin:
+    """A fragment of a or b from memory, element by element, rounded to tf32."""
+    layout = FragmentLayout(role, 32, transposed)
+    name = f"load.{role}.tf32{'.trans' if transposed else ''}"
+    return _copy(name, WarpOp("map", (None, layout)), layout.shape, "float32", round_tf32)
+
+
+@functools.cache
 def store_fragment(dtype: str) -> TensorIntrin:
     """A fragment of c to memory, element by element."""
     layout = FragmentLayout("c", DType(dtype).bits)
     return _copy(f"store.c.{dtype}", WarpOp("map", (layout, None)), layout.shape, dtype)
 
 
-def _copy(name: str, op: WarpOp, shape: tuple[int, int], dtype: str) -> TensorIntrin:
+def _copy(
+    name: str,
+    op: WarpOp,
+    shape: tuple[int, int],
+    dtype: str,
+    change: Callable[[Any], Any] = lambda x: x,
+) -> TensorIntrin:
     source = placeholder(shape, dtype, name="source")  # type: ignore[arg-type]
-    target = compute(shape, lambda i, j: source[i, j], name="target")
+    target = compute(shape, lambda i, j: change(source[i, j]), name="target")
     operation: Any = target.op
     return decl_tensor_intrin(target, lambda ins, outs: collective(op, operation, ins, outs), name)
 
@@ -217,4 +233,7 @@ def collective(
     return Collective(op, tuple(zeros), stmt)
 
 
-__all__ = ["MMA", "Mma", "WarpOp", "collective", "load_matrix", "mma", "mma_of", "store_fragment"]
+__all__ = [
+    "LOADS", "MMA", "Mma", "WarpOp", "collective", "load_matrix", "load_tf32", "mma", "mma_of",
+    "store_fragment",
+]  # fmt: skip

@@ -1,0 +1,192 @@
+"""Products on tensor cores: any sizes and dtypes against NumPy, fused work, machine code."""
+
+import numpy as np
+import pytest
+
+from tinycomp.codegen.cuda import emit_cuda
+from tinycomp.codegen.gpu_access import find_accesses
+from tinycomp.codegen.nvrtc import compile_cuda, library
+from tinycomp.diagnostics import TinycompError
+from tinycomp.dtype import DType
+from tinycomp.kernels import kernel_name
+from tinycomp.ops import default_ops
+from tinycomp.ops.conv import Conv2dAttrs
+from tinycomp.ops.matmul import MatmulAttrs
+from tinycomp.relay.builder import Builder
+from tinycomp.relay.nodes import Call, Function
+from tinycomp.relay.pass_infra import PassContext
+from tinycomp.relay.passes.fuse_ops import FuseOps
+from tinycomp.schedules import build_kernel
+from tinycomp.schedules.gpu.tensor_cores import choose_warp_tile, shared_bytes
+from tinycomp.target import Target
+from tinycomp.tir.gpu_executor import run
+from tinycomp.tir.nodes import Evaluate
+from tinycomp.tir.tensor_intrinsics.warp import MMA
+from tinycomp.tir.tree import statements
+
+OPS = default_ops()
+TARGET = Target.parse("cuda -arch=sm_80")
+
+
+def kernel(shapes, dtype, body, target=TARGET):
+    """The kernel of a fused function of these inputs."""
+    builder = Builder(OPS, fold=False)
+    params = [builder.param(f"x{i}", shape, DType(dtype)) for i, shape in enumerate(shapes)]
+    out = body(lambda name, *args, attrs=None: builder.call(OPS[name], *args, attrs=attrs), *params)
+    function = FuseOps().run_function(builder.finish(out), PassContext(OPS, target, 3))
+    calls = [b.value.op for b in function.bindings if isinstance(b.value, Call)]
+    (function,) = (c for c in calls if isinstance(c, Function))
+    return build_kernel(function, target, kernel_name(function))
+
+
+def matmul(a, b, dtype, target=TARGET, bias=True):
+    attrs = MatmulAttrs(precision="tf32" if dtype == "float32" else "fp32")
+
+    def body(call, x, w, c=None):
+        product = call("nn.matmul", x, w, attrs=attrs)
+        return call("nn.relu", call("add", product, c)) if c is not None else product
+
+    return kernel([a, b, b[-1:]][: 3 if bias else 2], dtype, body, target)
+
+
+def uses_tensor_cores(func):
+    calls = (s.value for s in statements(func.body) if isinstance(s, Evaluate))
+    return any(getattr(call, "name", "") in MMA for call in calls)
+
+
+def execute(func, seed=0):
+    rng = np.random.default_rng(seed)
+    *ins, out = ([d.value for d in b.shape] for b in func.params)
+    dtype = func.params[0].dtype.numpy
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in ins]
+    result = np.full(out, np.nan).astype(func.params[-1].dtype.numpy)
+    run(func, [*arrays, result])
+    return [a.astype(np.float64) for a in arrays], result.astype(np.float64)
+
+
+def close(got, want, dtype):
+    """Within the rounding of operands and result; sums are float32."""
+    unit = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-11}[dtype]
+    scale = np.abs(want).max() + 1
+    np.testing.assert_allclose(got, want, 4 * unit, 4 * unit * scale)
+
+
+SIZES = [(64, 64, 64), (1, 1, 1), (16, 8, 16), (17, 131, 67), (8, 64, 520), (100, 72, 200),
+         (130, 96, 64), (37, 40, 1), (9, 3, 129)]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("sizes", SIZES, ids=lambda s: "x".join(map(str, s)))
+def test_matmul_of_any_size(sizes, dtype):
+    m, n, k = sizes
+    func = matmul((m, k), (k, n), dtype)
+    (a, b, c), got = execute(func)
+    close(got, np.maximum(a @ b + c, 0), dtype)
+    assert uses_tensor_cores(func) or m <= 16  # of a few rows there are other schedules
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [((3, 20, 40), (3, 40, 24)), ((2, 3, 20, 16), (16, 24)), ((2, 1, 9, 16), (1, 3, 16, 10))],
+    ids=str,
+)
+def test_batches(a, b):
+    func = matmul(a, b, "float16", bias=False)
+    arrays, got = execute(func)
+    close(got, arrays[0] @ arrays[1], "float16")
+    assert uses_tensor_cores(func)
+
+
+CONVOLUTIONS = [
+    # x, w, strides, padding, groups
+    ((1, 16, 9, 9), (24, 16, 3, 3), (1, 1), (1, 1, 1, 1), 1),
+    ((2, 3, 13, 11), (8, 3, 5, 3), (2, 1), (2, 0, 2, 1), 1),
+    ((1, 32, 8, 8), (64, 32, 1, 1), (1, 1), (0, 0, 0, 0), 1),
+    ((2, 32, 6, 6), (32, 16, 3, 3), (1, 1), (1, 1, 1, 1), 2),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=lambda c: "x".join(map(str, c[1])))
+def test_convolutions(case, dtype):
+    x, w, strides, padding, groups = case
+    attrs = Conv2dAttrs(
+        strides=strides, padding=padding, groups=groups, kernel_size=w[2:],
+        precision="tf32" if dtype == "float32" else "fp32",
+    )  # fmt: skip
+    func = kernel(
+        [x, w], dtype, lambda call, x, w: call("nn.relu", call("nn.conv2d", x, w, attrs=attrs))
+    )
+    assert uses_tensor_cores(func)
+    (a, b), got = execute(func)
+    want = OPS["nn.conv2d"].reference(attrs, [a.reshape(x), b.reshape(w)])
+    close(got.reshape(want.shape), np.maximum(want, 0), dtype)
+
+
+def test_tf32_is_only_used_where_it_is_asked_for():
+    attrs = MatmulAttrs()
+    func = kernel(
+        [(64, 64), (64, 64)], "float32", lambda call, x, w: call("nn.matmul", x, w, attrs=attrs)
+    )
+    assert not uses_tensor_cores(func)
+    (a, b), got = execute(func)
+    np.testing.assert_allclose(got, a @ b, 1e-5, 1e-5)
+
+
+def test_tf32_rounds_to_nearest():
+    """Truncated operands would be biased by half a unit."""
+    func = matmul((64, 512), (512, 64), "float32", bias=False)
+    rng = np.random.default_rng(0)
+    a, b = (np.abs(rng.standard_normal(s)).astype(np.float32) for s in ((64, 512), (512, 64)))
+    out = np.zeros((64, 64), np.float32)
+    run(func, [a, b, out])
+    exact = a.astype(np.float64) @ b
+    assert abs((out / exact - 1).mean()) < 1e-5  # truncation would give 5e-4
+
+
+def test_older_architectures_have_other_kernels():
+    old = Target.parse("cuda -arch=sm_75")
+    func = matmul((64, 128), (128, 64), "float16", old)
+    assert not uses_tensor_cores(func)
+    assert "cp.async" not in emit_cuda(func, "sm_75").source
+
+
+@pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.FLOAT32])
+@pytest.mark.parametrize("shared", [99, 163, 227])
+def test_chosen_tiles_fit(dtype, shared):
+    for batch, m, n, k in [
+        (1, 4096, 4096, 4096),
+        (1, 8, 8, 8),
+        (12, 128, 128, 64),
+        (1, 1, 9000, 33),
+    ]:
+        tile = choose_warp_tile(batch, m, n, k, dtype, shared * 1024)
+        assert shared_bytes(tile, dtype) <= shared * 1024
+        assert tile.threads <= 256
+        assert tile.warp[0] % 16 == tile.warp[1] % 16 == 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_memory_is_accessed_without_conflicts(dtype):
+    """Every access of a large product: no bank twice, whole sectors."""
+    (launch,) = find_accesses(matmul((1024, 1024), (1024, 1024), dtype))
+    for site in launch.sites:
+        assert site.conflicts == 1.0 or site.buffer.scope != "shared", str(site)
+        assert site.efficiency == 1.0, str(site)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_machine_code(arch, dtype):
+    try:
+        library()
+    except TinycompError:
+        pytest.skip("NVRTC is not installed")
+    func = matmul((4096, 4096), (4096, 4096), dtype)
+    code = emit_cuda(func, arch)
+    (launch,) = code.launches
+    (used,) = compile_cuda(code.source, arch).kernels.values()
+    assert "cp.async.cg.shared.global" in code.source
+    assert "mma.sync" in code.source
+    assert used.spill_stores == used.spill_loads == used.stack == 0
+    assert used.registers * launch.threads <= 65536
