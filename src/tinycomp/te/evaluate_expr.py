@@ -156,6 +156,7 @@ INTRINSIC: Mapping[str, Callable[..., Any]] = {
     "popcount": _popcount,
     "round_tf32": _round_tf32,
     "likely": lambda c: c,
+    "once": lambda c: c,
     "checked_index": checked_index,
     "isnan": np.isnan,
     "isinf": np.isinf,

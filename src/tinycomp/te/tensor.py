@@ -515,6 +515,11 @@ class ThreadAxis(str):
 
     extent: Expr | None = None
 
+    @property
+    def var(self) -> Var:
+        """Stands for the loop that is bound to this axis, in conditions of a schedule."""
+        return Var(str(self))
+
 
 def thread_axis(dom: str | tuple[ExprLike, ExprLike] | ExprLike | None = None,
                 tag: str = "", name: str = "") -> ThreadAxis:  # fmt: skip

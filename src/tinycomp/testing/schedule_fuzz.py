@@ -40,7 +40,8 @@ _MOST_POINTS = 2500  # of the product of all sizes
 _MOST_STEPS = 12
 _FACTORS = (1, 2, 3, 4, 5, 7, 8, 16)
 _DOT = 4  # elements of the dot products that tensorize puts in
-_OF_SEVERAL = ("tile", "tensorize")  # drawn as several steps; the first ones stay
+# Drawn as several steps, of which the first ones stay.
+_OF_SEVERAL = ("tile", "tensorize", "rolling_buffer", "set_store_predicate")
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,17 @@ class _Draw:
         """Mostly a stage that computes no output."""
         params = self.schedule.func.params
         return self.stage(lambda b: not any(w in params for w in written_buffers(b)))
+
+    def inside_reader(self) -> Stage:
+        """Mostly a stage that was just moved into a loop of its reader."""
+        func = self.schedule.func
+        read = {b for block in blocks_in(func.body) for b in read_buffers(block)}
+        mine = lambda b: {w for w in written_buffers(b) if w not in func.params}  # noqa: E731
+        stage = self.stage(lambda b: bool(mine(b) & read))
+        if self.rng.random() < 0.9:
+            reader = self.reader(stage)
+            stage.compute_at(reader, self.axis(reader, 0.3))
+        return stage
 
     def reduction(self) -> Stage:
         return self.stage(lambda b: b.init is not None)
@@ -399,6 +411,22 @@ class _Draw:
             stage.reorder(*(n for n in stage.axis_names if n != axis), axis)
         stage.tensorize(axis, usual or self.rng.choice([*INTRINSICS, "unknown"]))
 
+    def rolling_buffer(self) -> None:
+        stage = self.inside_reader()
+        shared = self.rng.random() < 0.5
+        stage.rolling_buffer(self.axis(stage, 0.2) if shared else None)
+
+    def set_store_predicate(self) -> None:
+        """Mostly that a loop which only repeats the stage is in its first iterations."""
+        stage = self.inside_reader()
+        block = stage.block
+        repeated = [a.name for a in stage.axes if not kinds_in(block, a)]
+        axis = stage.axis(self.rng.choice(repeated) if repeated else self.axis(stage))
+        stage.set_store_predicate(axis < self.rng.choice((0, 1, 1, 2)))
+
+    def env_threads(self) -> None:
+        self.stage().env_threads(self.rng.sample(("threadIdx.x", "blockIdx.x"), 1))
+
     def prefetch(self) -> None:
         stage = self.stage()
         tensor = self.rng.choice(self.schedule.func.params).name
@@ -412,6 +440,7 @@ PRIMITIVES: Mapping[str, float] = {  # how often each is drawn
     "reverse_compute_inline": 1.5, "decompose_reduction": 1.5, "pad": 1, "partition": 1.5,
     "transform_layout": 2, "storage_align": 0.5, "double_buffer": 0.5, "prefetch": 0.5,
     "normalize": 0.5, "create_group": 0.7, "tensorize": 1.5, "vthread": 1.5,
+    "rolling_buffer": 3, "set_store_predicate": 2, "env_threads": 0.3,
 }  # fmt: skip
 
 

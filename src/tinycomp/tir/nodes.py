@@ -21,9 +21,14 @@ from ..ir.node import Node, dataclass
 from ..te.tensor import Combiner, IterKind, IterVar
 
 __all__ = [
-    "Alloc", "Async", "Block", "Buffer", "Collective", "Evaluate", "For", "ForKind", "If",
+    "ONCE", "Alloc", "Async", "Block", "Buffer", "Collective", "Evaluate", "For", "ForKind", "If",
     "IterKind", "IterVar", "PrimFunc", "Scope", "Seq", "Stmt", "Store",
 ]  # fmt: skip
+
+
+ONCE = "once"
+"""Intrinsic that marks a condition in the predicate of a Block: where it is false, what the block
+would compute is there already, since an earlier iteration of the loops it mentions."""
 
 
 class ForKind(StrEnum):

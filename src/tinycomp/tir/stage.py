@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..diagnostics import ScheduleError
 from ..dtype import DType
-from ..ir.expr import Expr, Var
+from ..ir.expr import Expr, Var, as_expr
 from ..te.intrin import TensorIntrin
 from ..te.tensor import IterKind, IterVar, Operation, Tensor
 from .nodes import Block
@@ -20,6 +20,7 @@ from .primitives.affine import to_tokens
 from .primitives.annotate import Bind, Parallel, Pragma, Unroll, Vectorize
 from .primitives.compute_at import ComputeAt, ComputeRoot
 from .primitives.decompose_reduction import DecomposeReduction
+from .primitives.env_threads import EnvThreads
 from .primitives.fuse import Fuse
 from .primitives.inline import ComputeInline
 from .primitives.pad import Pad
@@ -27,15 +28,10 @@ from .primitives.partition import Partition
 from .primitives.reorder import Reorder
 from .primitives.reverse_compute_at import ReverseComputeAt
 from .primitives.reverse_compute_inline import ReverseComputeInline
+from .primitives.rolling_buffer import RollingBuffer
 from .primitives.split import Split
-from .primitives.storage import (
-    DoubleBuffer,
-    EnvThreads,
-    Pipeline,
-    Prefetch,
-    SetStorePredicate,
-    StorageAlign,
-)
+from .primitives.storage import DoubleBuffer, Pipeline, Prefetch, StorageAlign
+from .primitives.store_predicate import SetStorePredicate
 from .primitives.tensorize import Tensorize
 from .primitives.transform_layout import TransformLayout, tokens_of_map
 from .tree import block_of
@@ -461,13 +457,24 @@ class Stage:
         (GPUs)."""
         self._do(Pipeline(self.block_name, self.name_of(axis, "pipeline"), depth))
 
-    def set_store_predicate(self, predicate: Expr) -> None:
-        """Of threads that compute the same, only those store for which the condition on this
-        stage's axes holds."""
-        self._do(SetStorePredicate(self.block_name, to_tokens(predicate)))
+    def rolling_buffer(self, axis: Axis | None = None) -> None:
+        """Keep what the next iteration of a consumer's loop needs again in a circular buffer; by
+        default of the outermost loop where that saves work."""
+        name = "" if axis is None else self.name_of(axis, "rolling_buffer")
+        self._do(RollingBuffer(self.block_name, name))
+
+    def set_store_predicate(self, predicate: Expr | Sequence[str | int]) -> None:
+        """Compute only where a condition holds on loops that just repeat the stage; threads are
+        named by their loops, or as `te.thread_axis("threadIdx.x").var`. In traces the condition is
+        a list in postfix order."""
+        if isinstance(predicate, Sequence):
+            tokens = tuple(predicate)
+        else:
+            tokens = to_tokens(as_expr(predicate))
+        self._do(SetStorePredicate(self.block_name, tokens))
 
     def env_threads(self, threads: Sequence[str] | str) -> None:
-        """The threads to launch around the stage."""
+        """The thread axes to launch around the nest that the stage is part of, such as a scan."""
         names = [threads] if isinstance(threads, str) else threads
         self._do(EnvThreads(self.block_name, tuple(str(t) for t in names)))
 

@@ -223,7 +223,6 @@ def test_hints_change_no_result(matmul):
     s[shared].compute_at("D", "i")
     s[shared].storage_align("i0", 32, 1)
     s[shared].double_buffer()
-    s["C"].env_threads(["threadIdx.x", "threadIdx.y"])
     s["C"].reorder("k", "j")
     s["C"].vectorize("j")
     s["C"].prefetch(b, "k", offset=2)
@@ -232,27 +231,12 @@ def test_hints_change_no_result(matmul):
     matmul.check(s)
 
 
-def test_store_predicate(computation, refuses):
-    a = te.placeholder((6,), name="A")
-    b = te.compute((6,), lambda j: a[j] + 1.0, name="B")
-    c = te.compute((4, 6), lambda i, j: b[j] * 2.0, name="C")
-    work = computation([a], c)
-    s = work.schedule()
-    s["B"].compute_at("C", "i")
-    j, i = s["B"].axes[1], s["B"].axes[0]
-    refuses(s, "decides which elements", lambda: s["B"].set_store_predicate(j.equal(0)))
-    s["B"].set_store_predicate(i.equal(0))
-    assert s["B"].block.annotations["set_store_predicate"] == "(i == 0)"
-    work.check(s)
-
-
 def test_hint_refusals(matmul, refuses):
     s = matmul.schedule()
     refuses(s, ["'D' is an output", "cache_write"], lambda: s["D"].double_buffer())
     refuses(s, "is an output", lambda: s["D"].storage_align("i", 32, 1))
     refuses(s, "do not say a stride", lambda: s["C"].storage_align("i", 32, 32))
     refuses(s, "has no axis 'z'", lambda: s["C"].storage_align("z", 32, 1))
-    refuses(s, "not a thread axis", lambda: s["C"].env_threads("warp"))
     refuses(s, "no buffer 'Z'", lambda: s["C"].prefetch("Z", "k"))
     refuses(s, "at least 1, got 0", lambda: s["C"].prefetch("A", "k", 0))
 

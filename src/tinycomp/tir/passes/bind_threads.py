@@ -36,6 +36,7 @@ from ...ir.expr import (
     variables,
 )
 from ..nodes import (
+    ONCE,
     Buffer,
     Collective,
     Evaluate,
@@ -52,7 +53,6 @@ from ..primitives.annotate import REDUCE_THREADS
 from ..tree import statements
 from .visit import Visit, drive, make_if, rebuild_stmt, seq, substituter
 
-ONCE = "once"  # intrinsic that marks the condition of what one thread does for all
 WARP = 32
 LANE = "threadIdx.x"  # the lanes of a warp, where warps work together
 

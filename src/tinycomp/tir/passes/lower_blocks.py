@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
-from ...ir.expr import BinaryOp, Expr, Var, all_of, binary, variables
+from ...ir.expr import BinaryOp, Call, Expr, Var, all_of, binary, variables
 from ...te.tensor import IterKind
-from ..nodes import Block, Buffer, For, If, PrimFunc, Stmt
+from ..nodes import ONCE, Block, Buffer, For, If, PrimFunc, Stmt
 from ..tree import written_buffers
 from .visit import Visit, conjuncts, drive, make_if, rebuild_stmt, rename, seq, substituter, uses
 
@@ -62,8 +62,10 @@ def _body(block: Block, path: tuple[Stmt, ...], started: defaultdict[For, _Start
     bind = substituter(
         {axis.var: value for axis, value in zip(block.iter_vars, block.bindings, strict=True)}
     )
-    guards = conjuncts(block.predicate)
+    guards, marks = _guards(block, path, started)
     body = bind(block.body)
+    for mark in marks:
+        body = make_if(mark, body)
     if block.init is None:
         return make_if(all_of(guards), body)
     init = bind(block.init)
@@ -76,6 +78,8 @@ def _body(block: Block, path: tuple[Stmt, ...], started: defaultdict[For, _Start
     first = next(
         (i for i, s in enumerate(path) if isinstance(s, For) and s.var in reduce_vars), None
     )
+    for mark in marks:
+        init = make_if(mark, init)
     if first is None:
         return make_if(all_of(guards), seq([init, body]))
     outermost = path[first]
@@ -87,6 +91,30 @@ def _body(block: Block, path: tuple[Stmt, ...], started: defaultdict[For, _Start
     started[outermost].carries.extend(written_buffers(block.body))
     at_first = all_of(binary(BinaryOp.EQ, value, axis.min) for value, axis in reduced)
     return make_if(all_of(guards), seq([make_if(at_first, init), body]))
+
+
+def _guards(
+    block: Block, path: tuple[Stmt, ...], started: defaultdict[For, _Started]
+) -> tuple[list[Expr], list[Expr]]:
+    """The conditions under which the block runs: plain ones, and marks of what one thread does for
+    all. Notes which loops carry the block's buffers, because it does not compute them anew."""
+    plain: list[Expr] = []
+    marks: list[Expr] = []
+    bound = {v for b in block.bindings for v in variables(b)}
+    for guard in conjuncts(block.predicate):
+        if not isinstance(guard, Call) or guard.name != ONCE:
+            plain.append(guard)
+            continue
+        used = set(variables(guard))
+        loops = [s for s in path if isinstance(s, For) and s.var in used]
+        for loop in loops:
+            started[loop].carries.extend(written_buffers(block.body))
+        repeated = any(l.thread.startswith("threadIdx") and l.var not in bound for l in loops)
+        if repeated:
+            marks.append(guard)
+        else:
+            plain.append(guard.args[0])
+    return plain, marks
 
 
 def _init_nest(

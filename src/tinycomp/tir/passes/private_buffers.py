@@ -11,10 +11,10 @@ from ...diagnostics import ScheduleError
 from ...ir.expr import Call, Expr, Load, Var, const
 from ...ir.node import postorder, rewrite
 from ...te.simplify import Analyzer
-from ..nodes import Buffer, For, If, PrimFunc, Scope, Seq, Stmt, Store
+from ..nodes import ONCE, Alloc, Buffer, For, If, PrimFunc, Scope, Seq, Stmt, Store
 from ..region import Interval, interval, union
 from ..tree import child_statements, map_buffers, statements
-from .bind_threads import ONCE
+from .lower_blocks import CARRIES
 from .visit import seq, substituter
 
 MAX_LOCAL = 1024
@@ -63,7 +63,14 @@ def place_buffers(func: PrimFunc) -> PrimFunc:
             moved[buffer] = replace(buffer, scope=scope)
     allocs = tuple(moved.get(b, b) for b in func.allocs)
     body = map_buffers(func.body, moved) if moved else func.body
-    return replace(func, body=rewrite(body, _decide_once), allocs=allocs)
+
+    def step(node: Any) -> Any:
+        if isinstance(node, For) and CARRIES in node.annotations:
+            carried = tuple(moved.get(b, b) for b in node.annotations[CARRIES])
+            return replace(node, annotations={**node.annotations, CARRIES: carried})
+        return _decide_once(node)
+
+    return replace(func, body=rewrite(body, step), allocs=allocs)
 
 
 def _require_private(func: PrimFunc, buffer: Buffer, private: bool) -> None:
@@ -93,12 +100,21 @@ def _decide_once(node: Any) -> Any:
         return node
     if node.condition.name != ONCE:
         return node
-    stores = node.then.stmts if isinstance(node.then, Seq) else (node.then,)
+    condition = node.condition.args[0]
+    own = {s.buffer for s in statements(node.then) if isinstance(s, Alloc)}
+
+    def is_private(stmt: Stmt) -> bool:
+        if not isinstance(stmt, Store) or stmt.buffer in own:
+            return False
+        return stmt.buffer.scope is Scope.LOCAL
+
+    def guarded(stmt: Any) -> Any:
+        return If(condition, stmt) if isinstance(stmt, Store) and not is_private(stmt) else stmt
+
+    parts = node.then.stmts if isinstance(node.then, Seq) else (node.then,)
     return seq(
-        s
-        if isinstance(s, Store) and s.buffer.scope is Scope.LOCAL
-        else If(node.condition.args[0], s)
-        for s in stores
+        rewrite(s, guarded) if any(map(is_private, statements(s))) else If(condition, s)
+        for s in parts
     )
 
 

@@ -44,7 +44,19 @@ from ..tree import (
     replace_stmt,
     written_buffers,
 )
-from .common import axis_kinds, kinds_in, loops_in, own_loops, own_nest, require_spatial, root_of
+from .common import (
+    axis_kinds,
+    kept_across,
+    kept_marks,
+    kinds_in,
+    loops_in,
+    own_loops,
+    own_nest,
+    require_nothing_kept,
+    require_spatial,
+    root_of,
+    stores_at_axes,
+)
 from .step import Step
 
 if TYPE_CHECKING:
@@ -109,6 +121,7 @@ def set_kind(func: PrimFunc, axis: Var, kind: ForKind) -> PrimFunc:
     loop = loop_of(func, axis)
     if kind is not ForKind.UNROLLED:
         require_spatial(func, axis)
+        require_nothing_kept(func, loop)
     if loop.kind not in (ForKind.SERIAL, kind):
         raise ScheduleError(
             f"loop {axis.name!r} is already {loop.kind}", hint="split it to have both"
@@ -140,6 +153,11 @@ def bind(func: PrimFunc, axis: Var, thread: str) -> PrimFunc:
         require_spatial(func, axis)
     if loop.kind is not ForKind.SERIAL:
         raise ScheduleError(f"loop {axis.name!r} is already {loop.kind}", hint="split it first")
+    kept = kept_across(func, loop)
+    if not thread.startswith("threadIdx") or any(kinds_in(b, axis) for b in kept):
+        require_nothing_kept(func, loop)  # threads of a block see what one of them stores
+    if thread.startswith("threadIdx"):
+        _check_rolling(func, loop)
     if not thread.startswith("vthread"):
         _check_thread(func, loop, thread)
     notes = {**loop.annotations, REDUCE_THREADS: True} if combines else loop.annotations
@@ -183,6 +201,17 @@ def require_thread_name(thread: str) -> None:
             f"{thread!r} is not a thread axis",
             hint="one of blockIdx.x/y/z, threadIdx.x/y/z, vthread, vthread.x/y/z",
         )
+
+
+def _check_rolling(func: PrimFunc, loop: For) -> None:
+    """Threads of a block would share a circular buffer that holds the window of one of them."""
+    for block in blocks_in(loop):
+        rolls = kept_marks(block) and not stores_at_axes(block)
+        if rolls and kinds_in(block, loop.var) and loop not in own_loops(func, block):
+            raise ScheduleError(
+                f"stage {block.name!r} keeps a window that moves with {loop.var.name!r}",
+                hint="bind before rolling_buffer, or leave this loop serial",
+            )
 
 
 def _check_thread(func: PrimFunc, loop: For, thread: str) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from ...diagnostics import ScheduleError
-from ...ir.expr import Binary, BinaryOp, Expr, Load, Var, call, variables
+from ...ir.expr import Binary, BinaryOp, Call, Expr, Load, Var, call, variables
 from ...ir.node import postorder, rewrite
 from ...te.tensor import IterKind
-from ..nodes import Alloc, Block, Buffer, For, PrimFunc, Seq, Stmt, Store
+from ..nodes import ONCE, Alloc, Block, Buffer, For, PrimFunc, Seq, Stmt, Store
 from ..tree import (
     block_of,
     blocks_in,
@@ -123,6 +123,55 @@ def split_guards(predicate: Expr, wanted: Collection[Var]) -> tuple[list[Expr], 
         else:
             others.append(node)
     return mentioned, others
+
+
+def kept_across(func: PrimFunc, loop: For) -> list[Block]:
+    """The blocks that find elements in their buffers which an earlier iteration of the loop
+    computed (rolling_buffer, set_store_predicate)."""
+    kept: list[Block] = []
+    for block in blocks_in(loop):
+        is_meant = any(loop.var in variables(m) for m in kept_marks(block))
+        if is_meant and not any(loop is l for l in own_loops(func, block)):
+            kept.append(block)
+    return kept
+
+
+def kept_marks(block: Block) -> list[Call]:
+    """The marks of conditions under which a block finds its elements computed."""
+    nodes = postorder(block.predicate)
+    return [n for n in nodes if isinstance(n, Call) and n.name == ONCE]
+
+
+def require_first_mark(block: Block) -> None:
+    """ScheduleError if a block keeps elements already: what rolls is there for one iteration."""
+    if kept_marks(block):
+        raise ScheduleError(
+            f"stage {block.name!r} keeps what it computed already",
+            hint="use one of rolling_buffer and set_store_predicate, once",
+        )
+
+
+def require_inputs_stay(func: PrimFunc, block: Block) -> None:
+    """ScheduleError if a block reads a circular buffer, so that no other place could do so."""
+    read = read_buffers(block)
+    for writer in blocks_in(func.body):
+        if kept_marks(writer) and any(b in read for b in result_buffers(writer)):
+            raise ScheduleError(
+                f"stage {block.name!r} reads what {writer.name!r} keeps for the iterations of the "
+                "loops around both",
+                hint="do this before rolling_buffer and set_store_predicate",
+            )
+
+
+def require_nothing_kept(func: PrimFunc, loop: For) -> None:
+    """ScheduleError if iterations of the loop find there what earlier ones computed."""
+    for block in kept_across(func, loop):
+        raise ScheduleError(
+            f"stage {block.name!r} keeps what it computed from one iteration of "
+            f"{loop.var.name!r} to the next",
+            hint="leave this loop serial and where it is, or do this before rolling_buffer and "
+            "set_store_predicate",
+        )
 
 
 def axis_kinds(func: PrimFunc, axis: Var) -> set[IterKind]:
@@ -240,9 +289,9 @@ def require_plain_store(block: Block) -> None:
     """ScheduleError unless every store of the block is at its axes, in order."""
     if not stores_at_axes(block):
         raise ScheduleError(
-            f"stage {block.name!r} does not store at its own axes: its layout was transformed, or "
-            "it was tensorized",
-            hint="do this before transform_layout or tensorize",
+            f"stage {block.name!r} does not store at its own axes: its layout was transformed, its "
+            "buffer rolls, or it was tensorized",
+            hint="do this before transform_layout, rolling_buffer or tensorize",
         )
 
 

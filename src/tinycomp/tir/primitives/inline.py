@@ -31,7 +31,7 @@ from ...ir.fold import refold
 from ...ir.node import Node, fold
 from ..nodes import Block, PrimFunc, Seq, Store
 from ..tree import replace_stmt
-from .common import only_writer, own_nest, reduces, require_plain_store
+from .common import only_writer, own_nest, reduces, require_inputs_stay, require_plain_store
 from .step import Step
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def compute_inline(func: PrimFunc, block_name: str) -> PrimFunc:
     """
     block = only_writer(func, block_name)
     stores = inlinable_stores(func, block)
+    require_inputs_stay(func, block)
     axes = [v.var for v in block.iter_vars]
     values = {s.buffer: s.value for s in stores}
 

@@ -32,7 +32,13 @@ from ...te.tensor import IterKind
 from ..nodes import Block, Buffer, ForKind, PrimFunc, Seq, Stmt
 from ..passes.visit import copy
 from ..tree import block_of, blocks_in, loop_of, map_buffers, replace_stmt
-from .common import accessed_outside, fresh_buffer_name, kinds_in, result_buffers
+from .common import (
+    accessed_outside,
+    fresh_buffer_name,
+    kinds_in,
+    require_nothing_kept,
+    result_buffers,
+)
 from .step import Step
 
 if TYPE_CHECKING:
@@ -73,6 +79,7 @@ def partition(func: PrimFunc, axis: Var, point: int) -> tuple[PrimFunc, dict[str
             f"the point {point!r} is not inside of the {loop.extent} iterations of {axis.name!r}",
             hint=f"give an integer from 1 to {loop.extent.value - 1}",
         )
+    require_nothing_kept(func, loop)
     head = replace(loop, extent=const(point))
     rest = const(loop.extent.value - point)
     tail: Any = copy(replace(loop, min=loop.min + point, extent=rest))

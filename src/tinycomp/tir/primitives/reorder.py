@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING
 from ...diagnostics import ScheduleError
 from ...ir.expr import Var, variables
 from ...te.tensor import IterKind
-from ..nodes import PrimFunc, Stmt
+from ..nodes import For, PrimFunc, Stmt
 from ..tree import replace_stmt
-from .common import axis_kinds, chain
+from .common import axis_kinds, chain, require_nothing_kept
 from .step import Step
 
 if TYPE_CHECKING:
@@ -81,7 +81,16 @@ def reorder(func: PrimFunc, axes: Sequence[Var]) -> PrimFunc:
                 f"axis {axis.name!r} runs in sequence: later iterations depend on earlier ones",
                 hint="reorder the other axes only",
             )
+    for axis in {l.var for l in placed}:
+        if _around(placed, axis) != _around(nest, axis):
+            require_nothing_kept(func, headers[axis])
     body: Stmt = nest[-1].body
     for loop in reversed(placed):
         body = replace(loop, body=body)
     return replace_stmt(func, nest[0], body)
+
+
+def _around(nest: Sequence[For], axis: Var) -> set[Var]:
+    """The loops of a nest that are outside of one of them."""
+    position = next(i for i, l in enumerate(nest) if l.var is axis)
+    return {l.var for l in nest[:position]}

@@ -1,4 +1,4 @@
-"""storage_align, double_buffer, pipeline, set_store_predicate, env_threads, prefetch: hints.
+"""storage_align, double_buffer, pipeline, prefetch: hints.
 
 They are checked here and recorded, and results never depend on them: placing a buffer aligns its
 strides, and on GPUs `passes.pipeline` gives double-buffered stages their second copy.
@@ -42,9 +42,8 @@ from ...ir.expr import Var, variables
 from ...te.tensor import IterKind
 from ..nodes import Block, ForKind, PrimFunc
 from ..tree import block_of, replace_stmt
-from .affine import Tokens, from_tokens, infix
-from .annotate import annotate_loop, require_thread_name
-from .common import kinds_in, result_buffers
+from .annotate import annotate_loop
+from .common import result_buffers
 from .compute_at import exchange_buffers
 from .step import Step
 
@@ -127,41 +126,6 @@ class Pipeline(Step):
         if loop.kind is not ForKind.SERIAL:
             raise ScheduleError(f"loop {self.axis!r} is {loop.kind}", hint="pipeline a serial loop")
         schedule.func = annotate_loop(schedule.func, loop.var, self.NAME, self.depth)
-
-
-@dataclass(frozen=True)
-class SetStorePredicate(Step):
-    """`predicate` is a condition on the stage's axes, in postfix order."""
-
-    NAME = "set_store_predicate"
-    predicate: Tokens
-
-    def apply(self, schedule: Schedule) -> None:
-        """Only threads for which the condition holds store, of those that compute the same."""
-        block = block_of(schedule.func, self.stage)
-        loops = {l.var.name: l.var for l in schedule.loops(self.stage)}
-        condition = from_tokens(self.predicate, loops)
-        bound = [v.name for v in variables(condition) if kinds_in(block, v)]
-        if bound:
-            raise ScheduleError(
-                f"axis {bound[0]!r} decides which elements {self.stage!r} computes; where "
-                f"{condition} fails they would be missing",
-                hint="use axes that only repeat the computation, such as a thread axis around it",
-            )
-        text = infix(self.predicate)
-        schedule.func = annotate_block(schedule.func, self.stage, self.NAME, text)
-
-
-@dataclass(frozen=True)
-class EnvThreads(Step):
-    NAME = "env_threads"
-    threads: tuple[str, ...]
-
-    def apply(self, schedule: Schedule) -> None:
-        """The threads to launch around a stage of several loops (a scan)."""
-        for thread in self.threads:
-            require_thread_name(thread)
-        schedule.func = annotate_block(schedule.func, self.stage, self.NAME, self.threads)
 
 
 @dataclass(frozen=True)
