@@ -92,6 +92,18 @@ def test_two_axes(kit):
     assert sorted(lines[1:3]) == ["for x in unrolled(3):", "for y in unrolled(2):"]
 
 
+def test_a_statement_that_is_there_twice(kit):
+    """As partition leaves it: both copies allocate the same buffer."""
+    c, t = kit.buffer("C", 4), kit.buffer("T", 1)
+    v, zero = Var("v"), const(0)
+    once = Alloc(t, Seq((
+        Store(t, (zero,), Load(c, (v,), None) + 1.0),
+        Store(c, (v,), Load(t, (zero,), None) * 2.0),
+    )))  # fmt: skip
+    func = kit.same(kit.func(virtual(v, 4, Seq((once, once))), c), inject_virtual_threads)
+    assert str(func.body).count("alloc T: float32[4, 1]") == 2
+
+
 def test_without_virtual_threads_nothing_changes(matmul):
     assert inject_virtual_threads(matmul) is matmul
 

@@ -78,8 +78,7 @@ class _Injector:
             buffer = stmt.buffer
             if buffer in self.touched:
                 wider = replace(buffer, shape=(self.loop.extent, *buffer.shape))
-                self.expanded[buffer] = wider
-                buffer = wider
+                buffer = self.expanded.setdefault(buffer, wider)  # statements may be there twice
             return replace(stmt, buffer=buffer, body=(yield self.visit(stmt.body)))
         if isinstance(stmt, For) and stmt.kind is not ForKind.VECTORIZED:
             if not self.depends((stmt.min, stmt.extent)):
