@@ -15,7 +15,7 @@ from ...ir.expr import Load, variables
 from ...ir.node import postorder
 from ...relay.nodes import Function
 from ...target import Target
-from ...te.tensor import ComputeOp, ExternOp
+from ...te.tensor import ComputeOp, ExternOp, topological
 from ...tir.lower_gpu import lower_gpu
 from ...tir.nodes import Alloc, PrimFunc, Scope, Seq
 from ...tir.passes.share_memory import shared_bytes
@@ -74,7 +74,7 @@ def default_gpu_schedule(function: Function, target: Target, name: str) -> Sched
         schedule_tensor_cores(kernel, tags["mma"], matrix_axes)
     elif "gemm" in tags:
         schedule_gemm(kernel, tags["gemm"])
-    elif isinstance(outputs[0].op, ExternOp):  # its loops are bound already
+    elif any(isinstance(op, ExternOp) for op in topological(outputs)):  # bound already
         inline_injective(kernel)
     elif not reductions:
         kernel = schedule_elementwise(kernel)
