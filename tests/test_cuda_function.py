@@ -7,7 +7,8 @@ import tinycomp
 from tinycomp import te
 from tinycomp.codegen.nvrtc import library
 from tinycomp.cuda_function import CudaFunction
-from tinycomp.diagnostics import InputError, ScheduleError, TinycompError
+from tinycomp.diagnostics import ExecutionError, InputError, ScheduleError, TinycompError
+from tinycomp.testing.fake_cuda import FakeArrays, FakeDriver
 
 
 def doubled(extent=1000, bind=True, threads=128):
@@ -91,3 +92,67 @@ def test_an_unknown_architecture_is_named():
     f = tinycomp.build(*doubled(), target="cuda -arch=sm_999")
     with pytest.raises(TinycompError, match="does not know the architecture 'sm_999'"):
         f.cubin  # noqa: B018
+
+
+def on_fake_device(f, arch="sm_90a"):
+    """The same function on a device made of NumPy, and its arrays."""
+    driver = FakeDriver(arch=arch, kernels=lambda code: (f.launches, f.lowered.func))
+    return CudaFunction(f.lowered, driver), driver
+
+
+def put(driver, value):
+    driver.use()
+    array = FakeArrays(driver).empty(value.shape, value.dtype, 0)
+    array.host()[...] = value
+    return array
+
+
+@needs_nvrtc
+def test_calls_with_numpy_arrays():
+    f, driver = on_fake_device(tinycomp.build(*doubled(), target="cuda -arch=sm_90a"))
+    a, b = np.arange(1000, dtype=np.float32), np.empty(1000, np.float32)
+    for _ in range(2):
+        f(a, b)
+        np.testing.assert_array_equal(b, a * 2)
+    assert driver.launches == 2
+
+
+@needs_nvrtc
+def test_calls_with_device_arrays():
+    f, driver = on_fake_device(tinycomp.build(*doubled(), target="cuda -arch=sm_90a"))
+    a, b = put(driver, np.arange(1000, dtype=np.float32)), put(driver, np.empty(1000, np.float32))
+    f(a, b)
+    np.testing.assert_array_equal(b.get(), a.get() * 2)
+    result = f.time_evaluator(number=3, repeat=4)(a, b)
+    assert len(result.results) == 4
+    assert result.number == 3
+    flushed = f.time_evaluator(number=3, repeat=2, flush_cache=True)(a, b)
+    assert (len(flushed.results), flushed.number) == (2, 1)
+    with pytest.raises(InputError, match="is a float, not an array on the device"):
+        f(a, 1.0)
+    with pytest.raises(InputError, match="'B' has shape"):
+        f(a, put(driver, np.empty(999, np.float32)))
+
+
+@needs_nvrtc
+def test_an_index_out_of_range_is_reported():
+    table, index = te.placeholder((5,), name="T"), te.placeholder((4,), "int32", name="i")
+    out = te.compute((4,), lambda i: table[te.call("checked_index", index[i], 5)], name="R")
+    s = te.create_schedule(out.op)
+    f, driver = on_fake_device(tinycomp.build(s, [table, index, out], target="cuda -arch=sm_90a"))
+    t, r = np.arange(5, dtype=np.float32), np.empty(4, np.float32)
+    with pytest.raises(ExecutionError, match="out of range"):
+        f(t, np.array([0, 1, 7, 2], np.int32), r)
+    f(t, np.array([0, 1, 4, 2], np.int32), r)  # the error is not there any more
+    assert r.tolist() == [0, 1, 4, 2]
+    with pytest.raises(ExecutionError, match="out of range"):
+        f(put(driver, t), put(driver, np.array([5, 0, 0, 0], np.int32)), put(driver, r))
+
+
+@needs_nvrtc
+def test_code_for_another_gpu_is_refused():
+    built = tinycomp.build(*doubled(), target="cuda -arch=sm_90a")
+    f, _ = on_fake_device(built, arch="sm_80")
+    a = np.ones(1000, np.float32)
+    with pytest.raises(TinycompError, match="compiled for sm_90a, but the GPU is sm_80"):
+        f(a, np.empty_like(a))

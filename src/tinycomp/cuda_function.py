@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +11,10 @@ from .codegen.cuda import CudaKernel, emit_cuda
 from .codegen.nvrtc import Cubin, Resources, compile_cuda
 from .diagnostics import TinycompError
 from .ir.expr import Var
+from .runtime.cuda_arrays import stream_handle
+from .runtime.cuda_driver import Driver, open_driver
+from .runtime.cuda_kernel import DeviceKernel, DeviceView
+from .runtime.function import TimeResult
 from .runtime.signature import Signature, check_aliasing, host_array
 from .target import Target
 from .tir.gpu_executor import run as execute
@@ -53,8 +57,10 @@ class CudaFunction:
     ((8, 1, 1), (128, 1, 1))
     """
 
-    def __init__(self, lowered: LoweredKernel) -> None:
+    def __init__(self, lowered: LoweredKernel, driver: Driver | None = None) -> None:
         self.lowered, self.target = lowered, lowered.target
+        self._driver = driver  # tests pass one; else this machine's is opened by the first call
+        self._loaded: dict[tuple[int, ...], DeviceKernel] = {}
         self.signature = lowered.signature
         self.name = self.signature.name
         self._kernels: dict[tuple[int, ...], CudaKernel] = {}
@@ -62,6 +68,44 @@ class CudaFunction:
         self._last: tuple[int, ...] | None = None
         if not lowered.sizes:
             self._kernel({})  # a schedule that the architecture cannot run is refused now
+
+    def __call__(self, *arguments: Any, stream: Any = 0) -> None:
+        """Run on the GPU, on arrays on the device or on NumPy arrays; outputs among them.
+
+        Arrays on the device (CuPy, PyTorch) are used as they are, and the launch is enqueued on
+        `stream`, the default stream unless given; it is waited for only if the kernel can fail.
+        NumPy arrays are copied to the device and back.
+
+        Raises:
+            TinycompError: there is no GPU, or the code is for another one.
+            InputError: an argument does not fit.
+            ExecutionError: the data made an index out of range.
+        """
+        if any(isinstance(a, np.ndarray) for a in arguments):
+            sizes, arrays = self._host_arguments(arguments)
+            self._device_kernel(sizes).run_on_host(arrays, self.signature.num_outputs)
+            return
+        kernel, addresses = self._device_arguments(arguments)
+        kernel.launch(addresses, stream_handle(stream))
+        if kernel.kernel.can_fail:
+            kernel.finish(stream_handle(stream))
+
+    def time_evaluator(
+        self, number: int = 10, repeat: int = 10, flush_cache: bool = False
+    ) -> Callable[..., TimeResult]:
+        """A function that takes arrays on the device and returns the time of a run, by events.
+
+        `repeat` times the mean of `number` launches; `flush_cache` empties L2 before every single
+        launch, and ignores `number`.
+        """
+        if number < 1 or repeat < 1:
+            raise TinycompError("time_evaluator: number and repeat must be at least 1")
+
+        def evaluate(*arguments: Any) -> TimeResult:
+            kernel, addresses = self._device_arguments(arguments)
+            return kernel.measure(addresses, number, repeat, flush_cache)
+
+        return evaluate
 
     def get_source(self, form: str = "cuda") -> str:
         """The code as "tir" (the program of one thread) or "cuda" (CUDA C++).
@@ -108,13 +152,29 @@ class CudaFunction:
             VerifyError: an access is out of bounds, or reads what was never written.
             ExecutionError: the data made an index out of range.
         """
+        sizes, arrays = self._host_arguments(arguments)
+        self._kernel(sizes)
+        execute(self.lowered.at(sizes), [np.asarray(a) for a in arrays])
+
+    def _host_arguments(self, arguments: Sequence[Any]) -> tuple[dict[Var, int], list[np.ndarray]]:
         outputs = self.signature.outputs
         sizes, arrays = self.signature.bind(
             arguments, lambda value, buffer: host_array(value, buffer, buffer in outputs)
         )
         check_aliasing(self.signature, arrays)
-        self._kernel(sizes)
-        execute(self.lowered.at(sizes), [np.asarray(a) for a in arrays])
+        return sizes, arrays
+
+    def _device_arguments(self, arguments: Sequence[Any]) -> tuple[DeviceKernel, list[int]]:
+        sizes, views = self.signature.bind(arguments, DeviceView)
+        return self._device_kernel(sizes), [view.address for view in views]
+
+    def _device_kernel(self, sizes: dict[Var, int]) -> DeviceKernel:
+        kernel = self._kernel(sizes)
+        assert self._last is not None
+        if self._last not in self._loaded:
+            driver = self._driver or open_driver()
+            self._loaded[self._last] = DeviceKernel(kernel, self.cubin, driver)
+        return self._loaded[self._last]
 
     def _kernel(self, sizes: dict[Var, int]) -> CudaKernel:
         key = tuple(sizes[v] for v in self.lowered.sizes)

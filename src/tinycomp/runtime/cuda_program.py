@@ -61,7 +61,7 @@ class DeviceProgram:
         self.numbers = {id(call): i for i, call in enumerate(self.calls)}
         self.can_fail = any(one.can_fail for c in self.calls for one in plan.launches[c.kernel])
         self.constants = self._upload(artifact.constants)
-        weakref.finalize(self, _release, driver, [self.constants], []).atexit = False
+        weakref.finalize(self, release, driver, [self.constants], []).atexit = False
 
     @property
     def frame_bytes(self) -> int:
@@ -144,7 +144,7 @@ class Frame:
         driver.clear(self.error, 4, self.stream)
         driver.synchronize(self.stream)
         memory = [base], [self._staging]
-        weakref.finalize(self, _release, driver, *memory, self._graphs).atexit = False
+        weakref.finalize(self, release, driver, *memory, self._graphs).atexit = False
 
     def begin(self, stream: int, producers: Sequence[int]) -> None:
         """Order `stream` behind the call before, and behind the streams that made the inputs."""
@@ -300,7 +300,7 @@ class Frame:
         for function, launch in self.program.kernels[call.kernel]:
             arguments: list[Any] = [ctypes.c_uint64(addresses[i]) for i in launch.params]
             arguments += [ctypes.c_uint64(base + offset) for offset in launch.workspace]
-            arguments += [_tensor_map(m, addresses[m.param]) for m in launch.maps]
+            arguments += [tensor_map(m, addresses[m.param]) for m in launch.maps]
             if launch.can_fail:
                 number = self.program.numbers[id(call)]
                 arguments += [ctypes.c_uint64(self.error), ctypes.c_int32(number + 1)]
@@ -346,7 +346,7 @@ def check_arch(arch: str, present: str) -> None:
         )
 
 
-def _tensor_map(spec: TensorMapSpec, address: int) -> Any:
+def tensor_map(spec: TensorMapSpec, address: int) -> Any:
     """A tensor map as a kernel argument."""
     encoded = encode_tensor_map(spec, address).view(np.uint8)
     return (ctypes.c_ubyte * MAP_BYTES).from_buffer(encoded.data)
@@ -366,7 +366,7 @@ def _overlaps(array: DeviceArray, others: Sequence[DeviceArray | None]) -> bool:
     )
 
 
-def _release(driver: Driver, memory: list[int], host: list[int], graphs: Any = ()) -> None:
+def release(driver: Driver, memory: list[int], host: list[int], graphs: Any = ()) -> None:
     driver.use()
     for graph in graphs.values() if graphs else ():
         driver.free_graph(graph)

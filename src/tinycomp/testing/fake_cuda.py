@@ -76,16 +76,22 @@ class FakeDriver:
         arch: of the device.
         total: bytes of memory.
         seed: of the order in which streams advance beside each other.
+        kernels: gives the launches and the loop IR of machine code that is in no artifact.
 
     Attributes:
         launches, graph_launches, captures, synchronizations: how many there were.
     """
 
     def __init__(
-        self, *artifacts: Artifact, arch: str = "sm_90a", total: int = 1 << 30, seed: int = 0
+        self,
+        *artifacts: Artifact,
+        arch: str = "sm_90a",
+        total: int = 1 << 30,
+        seed: int = 0,
+        kernels: Callable[[bytes], tuple[Sequence[Launch], PrimFunc]] | None = None,
     ) -> None:
         self.arch, self.total = arch, total
-        self._artifacts = artifacts
+        self._artifacts, self._kernels = artifacts, kernels
         self._random = random.Random(seed)
         self._lock = threading.RLock()
         self._current = threading.local()
@@ -119,6 +125,10 @@ class FakeDriver:
             for name, known in artifact.objects.items():
                 if known == code:
                     return self._new(self._modules, _kernels_of(artifact, name))
+        if self._kernels is not None:
+            launches, func = self._kernels(code)
+            found = {one.name: _Kernel(one, i, func) for i, one in enumerate(launches)}
+            return self._new(self._modules, found)
         raise refuse("cuModuleLoadData", "CUDA_ERROR_INVALID_IMAGE", 200)
 
     def function(self, module: int, name: str) -> int:
