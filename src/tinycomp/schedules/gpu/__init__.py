@@ -33,6 +33,7 @@ from .hopper_gemm import build_hopper_matmul
 from .reduction import schedule_outputs
 from .rows import schedule_rows
 from .skinny import expand_skinny
+from .split_k import SLICES, schedule_slices
 from .tensor_cores import schedule_tensor_cores
 
 __all__ = ["build_gpu_kernel", "default_gpu_schedule"]
@@ -70,12 +71,13 @@ def default_gpu_schedule(function: Function, target: Target, name: str) -> Sched
     kernel = Kernel(create_schedule(outputs, inputs, name), outputs, target)
     tags = {op.tag: op for op in kernel.stages if op.tag}
     reductions = kernel.reductions
-    if "mma" in tags:
-        schedule_tensor_cores(kernel, tags["mma"], matrix_axes)
-    elif "gemm" in tags:
-        schedule_gemm(kernel, tags["gemm"])
-    elif any(isinstance(op, ExternOp) for op in topological(outputs)):  # bound already
-        inline_injective(kernel)
+    if not {"mma", "gemm"}.isdisjoint(tags):
+        if SLICES in tags:
+            schedule_slices(kernel, tags[SLICES], _schedule_product)
+        else:
+            _schedule_product(kernel)
+    elif not reductions and any(isinstance(op, ExternOp) for op in topological(outputs)):
+        inline_injective(kernel)  # hand-written loops are bound already
     elif not reductions:
         kernel = schedule_elementwise(kernel)
     elif len(outputs) == 1 and all(r.num_outputs == 1 for r in reductions):
@@ -89,6 +91,15 @@ def default_gpu_schedule(function: Function, target: Target, name: str) -> Sched
     elif len(outputs) == 1 and len(reductions) == 1:
         schedule_outputs(kernel, reductions[0])
     return kernel.schedule
+
+
+def _schedule_product(kernel: Kernel) -> None:
+    """A product of matrices, or a convolution as one, on tensor cores or without."""
+    tags = {op.tag: op for op in kernel.stages if op.tag}
+    if "mma" in tags:
+        schedule_tensor_cores(kernel, tags["mma"], matrix_axes)
+    else:
+        schedule_gemm(kernel, tags["gemm"])
 
 
 def _reduces_lines(op: ComputeOp) -> bool:

@@ -15,9 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ... import te
+from ...codegen.cuda_limits import shared_limit
+from ...dtype import DType
 from ...ir.expr import Call, Var, as_int
 from ...ir.node import postorder
 from ...ops.window import accumulation_dtype
@@ -26,10 +29,17 @@ from ...tir.lower_gpu import ACCESS
 from ...tir.schedule import Stage
 from ...types import TensorType
 from ..common import Kernel, extent_of
-from .tensor_cores import tensor_core_gemm, tensor_core_type
+from .split_k import choose_slices, split_product
+from .tensor_cores import (
+    choose_warp_tile,
+    estimated_cycles,
+    tensor_core_gemm,
+    tensor_core_type,
+)
 
 _SIDE = 16  # threads of a block in each direction
 _DEPTH = 16  # of a tile along k
+_MULTIPLY_ADDS = 128  # of a multiprocessor per cycle
 _BUSY = 132  # blocks that give every multiprocessor of a large GPU work
 MIN_ROWS = 8  # fewer rows are not worth a tile
 
@@ -56,16 +66,20 @@ def choose_gemm_tile(batch: int, m: int, n: int) -> GemmTile:
     >>> choose_gemm_tile(1, 4096, 4096), choose_gemm_tile(1, 64, 3136)
     (GemmTile(rows=128, columns=128), GemmTile(rows=32, columns=64))
     """
-    best = _TILES[-1]
-    best_cost = math.inf
-    for tile in _TILES:
-        blocks = batch * math.ceil(m / tile.rows) * math.ceil(n / tile.columns)
-        waves = math.ceil(blocks / _BUSY)
-        # Time of a block: multiply-adds, and reads of shared memory at a quarter of their rate.
-        work = tile.rows * tile.columns + 24 * (tile.rows + tile.columns)
-        if waves * work < best_cost:
-            best, best_cost = tile, waves * work
-    return best
+    return min(_TILES, key=lambda tile: _step(tile, batch, m, n))
+
+
+def _step(tile: GemmTile, batch: int, m: int, n: int) -> float:
+    """Time of a step along k, in multiply-adds of one multiprocessor."""
+    blocks = batch * math.ceil(m / tile.rows) * math.ceil(n / tile.columns)
+    # reads of shared memory have a quarter of the rate of multiply-adds
+    work = tile.rows * tile.columns + 24 * (tile.rows + tile.columns)
+    return math.ceil(blocks / _BUSY) * work
+
+
+def _cycles(batch: int, m: int, n: int, k: int) -> float:
+    """Estimated time of a product."""
+    return k * _step(choose_gemm_tile(batch, m, n), batch, m, n) / _MULTIPLY_ADDS
 
 
 def _padded(extent: int, tile: int) -> int:
@@ -81,7 +95,8 @@ def gemm(
     precision: str,
     arch: str,
 ) -> list[Tensor]:
-    """The product as te, for `left(b, i, k)` and `right(b, k, j)` inside their true extents.
+    """The product as te, for `left(b, i, k)` and `right(b, k, j)` inside their true extents; in
+    slices of the sum where that is faster.
 
     Args:
         sizes: batch, rows, columns and length of the sum.
@@ -89,10 +104,32 @@ def gemm(
         precision: "tf32" allows float32 operands to be rounded for tensor cores.
         arch: of the GPU, "sm_90a" and the like.
     """
-    batch, m, n, k = sizes
+    product, cycles, acc = _tiled, _cycles, accumulation_dtype(out.dtype)
     record = tensor_core_type(out.dtype, precision, arch)
     if record is not None:
-        return tensor_core_gemm(out, sizes, left, right, result, record, arch)
+        product = partial(tensor_core_gemm, record=record, arch=arch)
+        cycles = partial(_tensor_core_cycles, dtype=record.dtype, shared=shared_limit(arch))
+        acc = record.accumulator
+    slices = choose_slices(sizes, cycles)
+    if slices == 1:
+        return product(out, sizes, left, right, result)
+    return split_product(product, out, acc, sizes, slices, left, right, result)
+
+
+def _tensor_core_cycles(batch: int, m: int, n: int, k: int, dtype: DType, shared: int) -> float:
+    tile = choose_warp_tile(batch, m, n, k, dtype, shared)
+    return estimated_cycles(tile, batch, m, n, k, dtype)
+
+
+def _tiled(
+    out: TensorType,
+    sizes: tuple[int, int, int, int],
+    left: Callable[..., Any],
+    right: Callable[..., Any],
+    result: Callable[..., tuple[Any, Any, Any]],
+) -> list[Tensor]:
+    """The product without tensor cores."""
+    batch, m, n, k = sizes
     tile = choose_gemm_tile(batch, m, n)
     rows, columns, depth = _padded(m, tile.rows), _padded(n, tile.columns), _padded(k, _DEPTH)
     acc = accumulation_dtype(out.dtype)

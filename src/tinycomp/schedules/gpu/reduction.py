@@ -7,6 +7,7 @@ reads are neighbours too.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from ...ir.expr import as_int
 from ...te.tensor import ComputeOp
@@ -16,9 +17,9 @@ from .bind import bind_flat
 _MAX_UNROLLED_WINDOW = 32
 
 
-def schedule_outputs(kernel: Kernel, reduction: ComputeOp) -> None:
-    """One reduction and the elementwise work after it."""
-    inline_injective(kernel)
+def schedule_outputs(kernel: Kernel, reduction: ComputeOp, keep: Sequence[ComputeOp] = ()) -> None:
+    """One reduction and the elementwise work around it, but for the stages in `keep`."""
+    inline_injective(kernel, keep)
     out = kernel.outputs[0].op
     assert isinstance(out, ComputeOp)
     schedule = kernel.schedule

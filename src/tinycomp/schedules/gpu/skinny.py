@@ -24,6 +24,7 @@ from ...tir.lower_gpu import ACCESS
 from ...tir.nodes import Buffer, For, ForKind, If, Scope, Seq, Stmt, Store
 from ...types import TensorType
 from .loops import allocated, inside, rolled, threads, unrolled, vector
+from .split_k import SLICES
 
 MAX_ROWS = 16
 _MIN_LENGTH = 128  # of a sum; below, a thread for each element is as good
@@ -127,7 +128,7 @@ def expand_skinny(attrs: Any, args: Sequence[Tensor], out: TensorType) -> list[T
         c, i = (te.const(0), flat) if shared else (flat // m, flat % m)
         return te.sum(partial(slice_, c, i, index[-1]), axis=slice_)
 
-    result = te.compute(out.static_shape, total, name="product", tag="slices")
+    result = te.compute(out.static_shape, total, name="product", tag=SLICES)
     if acc is out.dtype:
         return [result]
     return [te.compute(out.static_shape, lambda *i: result(*i).astype(out.dtype), name="rounded")]
