@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from functools import partial
 
+from ... import te
 from ...codegen.cuda_limits import shared_limit
 from ...diagnostics import ScheduleError
-from ...ir.expr import Load, variables
-from ...ir.node import postorder
 from ...relay.nodes import Function
 from ...target import Target
-from ...te.tensor import ComputeOp, ExternOp, topological
+from ...te.tensor import ComputeOp, ExternOp, Tensor, topological
 from ...tir.lower_gpu import lower_gpu
 from ...tir.nodes import Alloc, PrimFunc, Scope, Seq
 from ...tir.passes.share_memory import shared_bytes
@@ -30,7 +29,7 @@ from .conv import expand_conv2d, merge_pixels
 from .elementwise import schedule_elementwise
 from .gemm import expand_matmul, matrix_axes, schedule_gemm
 from .hopper_gemm import build_hopper_matmul
-from .reduction import schedule_outputs
+from .reduction import schedule_reduction
 from .rows import schedule_rows
 from .skinny import expand_skinny
 from .split_k import SLICES, schedule_slices
@@ -68,6 +67,7 @@ def build_gpu_kernel(function: Function, target: Target, name: str) -> PrimFunc:
 def default_gpu_schedule(function: Function, target: Target, name: str) -> Schedule:
     """The default schedule of a primitive function; its last roots may be unbound still."""
     inputs, outputs = to_te(merge_pixels(collapse_dims(function)), expansions(target))
+    outputs = [t if t.shape else _line(t) for t in outputs]
     kernel = Kernel(create_schedule(outputs, inputs, name), outputs, target)
     tags = {op.tag: op for op in kernel.stages if op.tag}
     reductions = kernel.reductions
@@ -84,12 +84,13 @@ def default_gpu_schedule(function: Function, target: Target, name: str) -> Sched
         from .. import _shared_rows  # the CPU's table of schedules, which imports this package
 
         stitched = function.attrs.get("stitched") or len(reductions) > 1
-        if stitched or _reduces_lines(reductions[0]):
-            schedule_rows(kernel, function.attrs.get("rows", _shared_rows(reductions)))
+        rows = function.attrs.get("rows", _shared_rows(reductions))
+        if stitched:
+            schedule_rows(kernel, rows)
         else:
-            schedule_outputs(kernel, reductions[0])
+            schedule_reduction(kernel, reductions[0], rows)
     elif len(outputs) == 1 and len(reductions) == 1:
-        schedule_outputs(kernel, reductions[0])
+        schedule_reduction(kernel, reductions[0], 0)
     return kernel.schedule
 
 
@@ -102,14 +103,9 @@ def _schedule_product(kernel: Kernel) -> None:
         schedule_gemm(kernel, tags["gemm"])
 
 
-def _reduces_lines(op: ComputeOp) -> bool:
-    """Whether what is reduced lies along memory, and nothing that is kept does."""
-    reduced = {a.var for a in op.reduce_axis}
-    kept = {a.var for a in op.axis if str(a.extent) != "1"}
-    lines = [load.indices[-1] for load in postorder(op.body)
-             if isinstance(load, Load) and load.indices]  # fmt: skip
-    found = {v for index in lines for v in variables(index)}
-    return bool(found & reduced) and not found & kept
+def _line(scalar: Tensor) -> Tensor:
+    """A tensor without dimensions as one of one element, to have a loop that can be bound."""
+    return te.compute((1,), lambda _: scalar(), name=f"{scalar.name}.line", span=scalar.op.span)  # type: ignore[union-attr]
 
 
 def _lowered(schedule: Schedule) -> PrimFunc:

@@ -19,10 +19,11 @@ from ...codegen.cuda_limits import shared_limit
 from ...diagnostics import ScheduleError
 from ...ir.expr import IntImm, Load, Var, as_int
 from ...ir.node import postorder
-from ...te.tensor import ComputeOp, IterVar, Tensor, is_reduction
+from ...te.tensor import ComputeOp, IterKind, IterVar, Tensor, is_reduction
 from ...tir.lower_gpu import ACCESS
 from ...tir.nodes import Buffer, PrimFunc
 from ...tir.passes.bind_threads import REDUCE_THREADS, WARP
+from ...tir.primitives.common import kinds_in
 from ...tir.schedule import CachedTensor, Stage
 from ...tir.tree import block_of, blocks_in, read_buffers
 from ..common import Kernel, extent_of, extents
@@ -113,16 +114,49 @@ def plan_rows(kernel: Kernel, out: ComputeOp, rows: int) -> RowPlan:
     func = kernel.schedule.func
     wide = [b for b in func.params if _elements(b) == count * length]
     lanes = min((ACCESS.lanes(b.dtype) for b in wide), default=1)
-    while length % lanes:
+    while lanes > 1 and any(as_int(b.shape[-1]) % lanes for b in wide):
         lanes //= 2
+    once = len(kernel.reductions) == 1 and _per_row(out, rows)
+    if not once and any(len(b.shape) - rows > 1 for b in wide):
+        lanes = 1  # what a thread holds of several dimensions is not told from what others hold
     threads = _threads(length, count, lanes)
     held = _HELD if threads < _BLOCK else _HELD_BY_MANY
-    memory = Memory.REGISTERS
-    if length > threads * held:
+    memory = Memory.GLOBAL if once else Memory.REGISTERS
+    if not once and length > threads * held:
         bytes_of_row = sum(length * b.dtype.itemsize for b in wide if b not in _results(func))
         room = shared_limit(kernel.target.arch) - 4096  # some for partial results
         memory = Memory.SHARED if bytes_of_row <= room else Memory.GLOBAL
     return RowPlan(rows, count, length, threads, lanes, memory)
+
+
+def input_lanes(kernel: Kernel, length: int) -> int:
+    """Elements of one access to rows of all inputs."""
+    func = kernel.schedule.func
+    inputs = [b for b in func.params if b not in _results(func) and _elements(b) >= length]
+    lanes = min((ACCESS.lanes(b.dtype) for b in inputs), default=1)
+    while lanes > 1 and any(as_int(b.shape[-1]) % lanes for b in inputs):
+        lanes //= 2
+    return lanes
+
+
+def part_plan(count: int, length: int, lanes: int) -> RowPlan:
+    """A block for each row, which is read in a loop."""
+    threads = min(256, -(-length // (lanes * WARP)) * WARP)
+    return RowPlan(0, count, length, threads, lanes, Memory.GLOBAL)
+
+
+def place_part(
+    kernel: Kernel, tensor: Tensor | CachedTensor, target: Stage, row: Var, plan: RowPlan
+) -> None:
+    """Compute a reduction for one row, by the threads of a block."""
+    stage = kernel.schedule[tensor]
+    own = len(stage.axes)
+    stage.compute_at(target, row)
+    stage = kernel.schedule[tensor]
+    reduced = [a for a in stage.axes[-own:] if IterKind.REDUCE in kinds_in(stage.block, a)]
+    axis = stage.fuse(*reduced) if len(reduced) > 1 else reduced[0]
+    if extent_of(stage, axis) > _SMALL:
+        _reduce_across(kernel, tensor, axis, plan)
 
 
 def _results(func: PrimFunc) -> Sequence[Buffer]:
@@ -152,6 +186,8 @@ def _read_rows(kernel: Kernel, kept: list[ComputeOp], plan: RowPlan) -> list[Cac
     for buffer in func.params[: len(func.params) - func.num_outputs]:
         trailing = math.prod(map(as_int, buffer.shape[plan.rows :]))
         if _elements(buffer) != plan.count * plan.length or trailing != plan.length:
+            continue
+        if len(buffer.shape) - plan.rows > 1:
             continue
         readers = [b.name for b in blocks_in(func.body) if buffer in read_buffers(b)]
         if not any(is_reduction(blocks[name]) for name in readers if name in blocks):
@@ -257,7 +293,7 @@ def _reduce_across(kernel: Kernel, tensor: Tensor | CachedTensor, axis: Var, pla
     """Every thread reduces its elements, then the threads combine."""
     stage = kernel.schedule[tensor]
     whole = extent_of(stage, axis) % plan.lanes == 0 and plan.memory is not Memory.SHARED
-    lanes = plan.lanes if whole else 1  # neighbours read neighbouring banks
+    lanes = plan.lanes if whole else 1  # from shared memory, neighbours read neighbouring banks
     step, thread, lane = stage.split(axis, factors=[None, plan.threads, lanes])
     partial = kernel.schedule[kernel.schedule.rfactor(tensor, thread)]
     stage.pragma(stage.axes[-1], REDUCE_THREADS)
@@ -273,7 +309,9 @@ def _reduce_across(kernel: Kernel, tensor: Tensor | CachedTensor, axis: Var, pla
 
 def _read_vectors(kernel: Kernel, partial: Stage, step: Var, plan: RowPlan) -> None:
     """Several vectors of each input at once, then their reduction."""
-    _, inner = partial.split(step, factor=_LOADS)
+    steps = extent_of(partial, step)
+    dividing = max(n for n in range(1, _LOADS + 1) if steps % n == 0)
+    _, inner = partial.split(step, factor=_LOADS if steps >= 4 * _LOADS else dividing)
     partial.unroll(inner)
     if plan.lanes == 1:
         return
