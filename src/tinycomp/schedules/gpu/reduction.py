@@ -176,7 +176,7 @@ def _bind_columns(
     own = [a for a in stage.axes if a is not block]
     reduced = own[spatial:]
     axis = stage.fuse(*reduced) if len(reduced) > 1 else reduced[0]
-    share = min(THREADS // columns, 1 << max(0, extent_of(stage, axis) // _FEW).bit_length() - 1)
+    share = min(THREADS // columns, 1 << max(1, extent_of(stage, axis) // _FEW).bit_length() - 1)
     if share > 1:
         step, y = stage.split(axis, factor=share)
         partial = kernel.schedule[kernel.schedule.rfactor(accumulator, y, factor_axis=0)]  # type: ignore[index]
