@@ -14,7 +14,7 @@ from ...codegen.cuda_limits import shared_limit
 from ...diagnostics import ScheduleError
 from ...relay.nodes import Function
 from ...target import Target
-from ...te.tensor import ComputeOp, ExternOp, Tensor, topological
+from ...te.tensor import ExternOp, Tensor, topological
 from ...tir.lower_gpu import lower_gpu
 from ...tir.nodes import Alloc, PrimFunc, Scope, Seq
 from ...tir.passes.share_memory import shared_bytes
