@@ -218,7 +218,7 @@ def open_dynamic(artifact: Artifact, *, num_threads: int | None = None) -> Modul
         PrecisionPolicy.of(made["precision"], made.get("precision_overrides")),
         memory_budget=config.memory_budget,
     )
-    source = Source(manifest.model_key, manifest.source, manifest.source_sha256)
+    source = Source(manifest.model_key, manifest.source, manifest.source_digest)
     job = _Job(Cache.from_config(config), options, source, _silent)
     lazy = LazyModel(read)
     return DynamicModule(
@@ -246,7 +246,7 @@ class _Job:
             artifact = build(lazy.read(), options, self.cache, self.report)
             _store(self.cache, key, artifact)
         manifest = dataclasses.replace(
-            artifact.manifest, source=self.source.path, source_sha256=self.source.sha256
+            artifact.manifest, source=self.source.path, source_digest=self.source.digest
         )
         return dataclasses.replace(artifact, manifest=manifest)
 
@@ -302,7 +302,7 @@ def _dynamic_manifest(
             "dims": dict(options.dims),
         },
         source=job.source.path,
-        source_sha256=job.source.sha256,
+        source_digest=job.source.digest,
         generator=source_digest(),
         llvmlite=llvmlite.__version__,
         dims=dims,

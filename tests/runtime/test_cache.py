@@ -1,9 +1,13 @@
+import hashlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from tinycomp.config import Config
+from tinycomp.runtime import bulk
 from tinycomp.runtime.cache import Cache, atomic_path, content_key, source_digest
 
 
@@ -92,3 +96,19 @@ def test_configuration_from_the_environment():
     assert config.cache_dir == Path("/x/y")
     assert config.cache_limit_bytes == 2 << 20
     assert Config.from_environment({"XDG_CACHE_HOME": "/h"}).cache_dir == Path("/h/tinycomp")
+
+
+def test_hashes_of_large_data_are_trees():
+    data = bytes(range(256)) * (3 * bulk.PIECE // 512)
+    small = data[: bulk.PIECE]
+    assert bulk.digest(small) == hashlib.sha256(small).digest()
+    found = {bulk.digest(data)}
+    for position in (0, bulk.PIECE, len(data) - 1):
+        changed = bytearray(data)
+        changed[position] ^= 1
+        found.add(bulk.digest(changed))
+    found.add(bulk.digest(data[:-1]))
+    assert len(found) == 5
+    target = np.zeros(len(data), np.uint8)
+    bulk.copy(target, np.frombuffer(data, np.uint8))
+    assert target.tobytes() == data

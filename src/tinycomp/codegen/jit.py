@@ -22,9 +22,8 @@ import llvmlite.binding as binding
 
 from ..diagnostics import InternalError
 from ..target import Target
-from .llvm import compile_kernels, target_machine
+from .machine import target_machine
 from .runtime_abi import PARALLEL_FOR, POOL_CREATE, POOL_ENTER
-from .threadpool import emit_threadpool
 
 _linking = threading.Lock()  # symbols given to the linker are global to the process
 
@@ -93,6 +92,9 @@ def pool_runtime() -> PoolRuntime:
 
     Its code is never unloaded, because sleeping workers may outlive the interpreter's objects.
     """
+    from .llvm import compile_kernels  # loading what is compiled already does not need these
+    from .threadpool import emit_threadpool
+
     target = Target.host()
     loaded = load_object(compile_kernels([emit_threadpool(target)], target))
     imports = {name: loaded.address(name) for name in (PARALLEL_FOR, POOL_ENTER)}

@@ -16,16 +16,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import llvmlite.binding as binding
 
-from ..diagnostics import InternalError, TinycompError
+from ..diagnostics import InternalError
 from ..target import Target
 from ..tir.nodes import PrimFunc
 from .builder import ModuleBuilder
+from .machine import target_machine
 from .statements import emit_kernel_body, plan_workspace
 
 
@@ -95,28 +95,6 @@ def assembly(text: str, target: Target, opt: int = 3) -> str:
     machine = target_machine(target, opt)
     machine.set_asm_verbosity(True)  # comments name loops and spilled registers
     return machine.emit_assembly(_optimised([text], machine, opt))
-
-
-def target_machine(target: Target, opt: int = 3) -> binding.TargetMachine:
-    """LLVM's code generator for `target`.
-
-    Raises:
-        TinycompError: LLVM does not know the target.
-    """
-    _initialize()
-    try:
-        found = binding.Target.from_triple(target.triple)
-    except RuntimeError as error:
-        raise TinycompError(f"LLVM does not support the target {target}: {error}") from error
-    return found.create_target_machine(
-        cpu=target.cpu, features=target.features, opt=opt, reloc="pic", codemodel="default"
-    )
-
-
-@functools.cache
-def _initialize() -> None:
-    binding.initialize_all_targets()
-    binding.initialize_all_asmprinters()
 
 
 def _optimised(texts: Sequence[str], machine: binding.TargetMachine, opt: int) -> binding.ModuleRef:

@@ -4,6 +4,7 @@
     bytes 8-11   length of the header, u32 little-endian
     bytes 12-43  SHA-256 of the header
     header       JSON: versions, target, inputs, outputs, plan, and the sections with their hashes
+                 (`bulk.digest`)
     sections     raw bytes, each at a multiple of 64, so that constants are used where they lie
 
 Nothing in it is executed or unpickled before all hashes have been checked.
@@ -28,10 +29,11 @@ from ..diagnostics import ArtifactError
 from ..dims import DimRange
 from ..dtype import DType
 from ..target import Target
+from . import bulk
 from .cache import atomic_path
 
 MAGIC = b"TINYCOMP"
-SCHEMA = 1  # raised whenever an older reader would misunderstand the file or the native interface
+SCHEMA = 2  # raised whenever an older reader would misunderstand the file or the native interface
 ALIGNMENT = 64
 _HEAD = len(MAGIC) + 4 + 32
 
@@ -80,7 +82,7 @@ class Manifest:
         parameters: elements of the model's weights.
         max_threads: threads that the working memory suffices for.
         options: of the compilation, for people.
-        source, source_sha256: the model file it was compiled from.
+        source, source_digest: the model file it was compiled from, and its hash (`bulk.digest`).
         generator: hash of the code that generated it (`cache.source_digest`).
         dims: open dimensions by name. The artifact then holds the model, and variants of it.
         model_key: hash of the model's content, by which compiled variants are cached.
@@ -96,7 +98,7 @@ class Manifest:
     max_threads: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
-    source_sha256: str = ""
+    source_digest: str = ""
     generator: str = ""
     tinycomp: str = __version__
     llvmlite: str = ""
@@ -196,7 +198,7 @@ def _layout(
     known: dict[tuple[str, int], int] = {}
     position = 0
     for name, data in sections.items():
-        digest = hashlib.sha256(data).hexdigest()
+        digest = bulk.digest(data).hex()
         offset = known.setdefault((digest, len(data)), position)
         if offset == position:
             written.append((offset, data))
@@ -279,7 +281,7 @@ def _read_sections(
                 hint="copy the file again, or compile the model again",
             )
         place = (begin, entry["size"], entry["sha256"])
-        if place not in checked and hashlib.sha256(section).hexdigest() != entry["sha256"]:
+        if place not in checked and bulk.digest(section).hex() != entry["sha256"]:
             raise _damaged(path, f"section {name!r}")
         checked.add(place)
         sections[name] = section

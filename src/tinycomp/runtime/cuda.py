@@ -30,11 +30,10 @@ from .cuda_driver import Driver, open_driver
 from .cuda_plan import CudaPlan
 from .cuda_program import DeviceProgram, Frame
 from .function import TimeResult
-from .module import Module
+from .module import CUDA_LEVELS, Module
 from .peaks import Peaks
 from .profiler import Profile, profile_of
 
-LEVELS = ("relay", "te", "tir", "cuda")
 _LANES = {"sm_80": 64}  # float32 multiply-adds of a multiprocessor in a clock; 128 on others
 
 
@@ -64,7 +63,7 @@ class CudaModule(Module):
 
     @property
     def levels(self) -> tuple[str, ...]:
-        return LEVELS
+        return CUDA_LEVELS
 
     @property
     def plan(self) -> CudaPlan:

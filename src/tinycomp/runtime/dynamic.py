@@ -28,8 +28,7 @@ from ..diagnostics import InputError, TinycompError
 from ..dims import DimRange
 from .arrays import as_array, check_names
 from .artifact import Artifact, Manifest, ValueSpec
-from .cuda import LEVELS as CUDA_LEVELS
-from .module import LEVELS, Module, make_module
+from .module import CUDA_LEVELS, LEVELS, Module, make_module
 from .profiler import Profile
 
 MAX_BUCKETS = 64

@@ -29,6 +29,7 @@ from .native import NativeModel
 from .profiler import Profile, make_profile
 
 LEVELS = ("relay", "te", "tir", "llvm", "asm")
+CUDA_LEVELS = ("relay", "te", "tir", "cuda")
 
 
 class Module:

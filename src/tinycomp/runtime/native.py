@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from ..codegen.jit import load_object
 from ..codegen.runtime_abi import MAIN, PARALLEL_FOR, POOL_CREATE, POOL_ENTER, RuntimeState
+from . import bulk
 from .arrays import address, resident
 from .artifact import Artifact
 
@@ -35,7 +36,7 @@ class NativeModel:
         self._num_threads, self._pool = num_threads, pool
         self.entry = _EntryType(self._code.address(MAIN))
         self._constants = resident(artifact.constants.nbytes)
-        self._constants[:] = artifact.constants
+        bulk.copy(self._constants, artifact.constants)
         self.constants = address(self._constants)
 
     def new_state(self) -> RuntimeState:
