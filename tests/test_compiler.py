@@ -265,6 +265,9 @@ def test_cross_compiled_modules_are_saved_but_not_run(config, tmp_path):
     ("arguments", "message"),
     [
         ({"target": "tpu"}, "unknown target"),
+        ({"target": "cuda -arch=90"}, "unknown architecture '90'"),
+        ({"target": "cuda -arch=sm_90A"}, "unknown architecture 'sm_90A'"),
+        ({"target": "cuda -arch=sm_35"}, "does not know the architecture 'sm_35'"),
         ({"precision": "fp8"}, "did you mean"),
         ({"precision": "half"}, 'did you mean "fp16"'),
         ({"precision": "tf32"}, "tensor cores"),

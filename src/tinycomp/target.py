@@ -10,6 +10,7 @@ import difflib
 import functools
 import os
 import platform
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
@@ -87,7 +88,7 @@ class Target:
                 )
             values[name] = value
         if kind == "cuda":
-            return Target("cuda", arch=values.get("-arch", ""))
+            return Target("cuda", arch=_cuda_arch(values.get("-arch", "")))
         if not values:
             return Target.host()
         return _cross(values.get("-mcpu", ""), values.get("-mtriple", ""), values.get("-mattr", ""))
@@ -96,6 +97,17 @@ class Target:
         if self.kind == "cuda":
             return f"cuda -arch={self.arch}" if self.arch else "cuda"
         return f"llvm -mcpu={self.cpu} ({self.triple}, {self.vector_bits}-bit vectors)"
+
+
+def _cuda_arch(arch: str) -> str:
+    """A name of NVIDIA's form; which of them exist, the compiler knows."""
+    if arch and not re.fullmatch(r"sm_[1-9]\d{1,2}[af]?", arch):
+        raise TinycompError(
+            f"unknown architecture {arch!r}",
+            hint="GPUs are named sm_80 (A100), sm_86, sm_89, sm_90a (H100, H200), sm_100a (B200); "
+            "`tinycomp doctor` shows that of this machine",
+        )
+    return arch
 
 
 @functools.cache

@@ -38,6 +38,12 @@ CUresult CUDAAPI cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, 
   }
   return note("cuDeviceGetAttribute", number(device));
 }
+CUresult CUDAAPI cuDeviceGetName(char* name, int size, CUdevice) {
+  return strncpy(name, "NVIDIA Stub", size), note("cuDeviceGetName");
+}
+CUresult CUDAAPI cuDriverGetVersion(int* version) {
+  return *version = 12040, note("cuDriverGetVersion");
+}
 CUresult CUDAAPI cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
   return *context = (CUcontext)(size_t)device, note("cuDevicePrimaryCtxRetain");
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tinycomp.diagnostics import ExecutionError, MemoryBudgetError, TinycompError
-from tinycomp.runtime.cuda_driver import CudaDriver, DeviceFacts, driver_error
+from tinycomp.runtime.cuda_driver import CudaDriver, DeviceFacts, describe, driver_error
 
 PLACES = (
     os.environ.get("CUDA_HOME", "") + "/include",
@@ -136,6 +136,26 @@ def test_failures(driver, library):
     library.stub_reset(b"cuInit", 100)
     with pytest.raises(ExecutionError, match="refuses cuInit"):
         CudaDriver(library)
+
+
+def test_what_doctor_says(library):
+    library.stub_reset(b"", 0)
+    assert describe(library) == {
+        "CUDA driver": "CUDA 12.4",
+        "GPU": "NVIDIA Stub, sm_90a, 24.0 GiB of memory, 20.0 GiB free",
+    }
+    library.stub_reset(b"cuInit", 999)
+    assert describe(library) == {
+        "CUDA driver": "the CUDA driver refuses cuInit: CUDA_ERROR_X: what went wrong"
+    }
+
+
+def test_what_doctor_says_without_a_driver(monkeypatch):
+    def missing(name):
+        raise OSError(name)
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    assert describe() == {"CUDA driver": "no GPU or CUDA driver is found"}
 
 
 def test_an_old_driver():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 from typing import Any
 
@@ -68,25 +68,27 @@ def _cpu() -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, Any]:
-    from ..codegen.nvrtc import describe
-    from ..runtime.cuda_driver import present_arch
+    from ..codegen import nvrtc
+    from ..runtime.cuda_driver import describe
 
-    driver = _cuda_driver()
-    arch = present_arch()
-    return {"CUDA driver": f"{driver}, {arch}" if arch else driver, "NVRTC": describe()}
+    found: dict[str, Any] = {**describe(), "NVRTC": nvrtc.describe()}
+    return {**found, **cuda_advice(found["CUDA driver"], found["NVRTC"])}
 
 
-def _cuda_driver() -> str:
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "not found"
-    version, count = ctypes.c_int(), ctypes.c_int()
-    driver.cuDriverGetVersion(ctypes.byref(version))
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return "found, but it does not start"
-    major, minor = version.value // 1000, version.value % 1000 // 10
-    return f"CUDA {major}.{minor}, {count.value} devices"
+def cuda_advice(driver: str, nvrtc: str) -> dict[str, str]:
+    """What does not go together, from the lines about the driver and NVRTC.
+
+    >>> cuda_advice("CUDA 12.4", "13.0 (...)")
+    {'problem': 'code by NVRTC 13 needs a driver for CUDA 13: update it, or install nvidia-cuda-nvrtc-cu12'}
+    """  # noqa: E501
+    supported = re.match(r"CUDA (\d+)\.", driver)
+    makes = re.match(r"(\d+)\.", nvrtc)
+    if supported is None or makes is None or int(makes[1]) <= int(supported[1]):
+        return {}
+    return {
+        "problem": f"code by NVRTC {makes[1]} needs a driver for CUDA {makes[1]}: update it, or "
+        f"install nvidia-cuda-nvrtc-cu{supported[1]}"
+    }
 
 
 def _cache() -> dict[str, Any]:

@@ -111,6 +111,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuDeviceGetCount": (c_void_p,),
     "cuDeviceGet": (c_void_p, c_int),
     "cuDeviceGetAttribute": (c_void_p, c_int, c_int),
+    "cuDeviceGetName": (c_void_p, c_int, c_int),
+    "cuDriverGetVersion": (c_void_p,),
     "cuDevicePrimaryCtxRetain": (c_void_p, c_int),
     "cuCtxSetCurrent": (c_void_p,),
     "cuGetErrorName": (c_int, c_void_p),
@@ -170,6 +172,20 @@ class CudaDriver:
     @property
     def arch(self) -> str:
         return _arch_name(self._attribute(_MAJOR), self._attribute(_MINOR))
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """The newest CUDA that the driver supports."""
+        version = c_int()
+        self._call("cuDriverGetVersion", byref(version))
+        return version.value // 1000, version.value % 1000 // 10
+
+    @property
+    def name(self) -> str:
+        """What the GPU is called."""
+        text = ctypes.create_string_buffer(128)
+        self._call("cuDeviceGetName", ctypes.addressof(text), len(text), self._device)
+        return text.value.decode(errors="replace")
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""
@@ -383,6 +399,24 @@ def open_driver() -> CudaDriver:
     """
     with _opening:
         return _opened()
+
+
+def describe(library: Any = None) -> dict[str, str]:
+    """The driver and the GPU, or what is wrong with them, in a line each.
+
+    Args:
+        library: in place of libcuda.so.1.
+    """
+    try:
+        driver = CudaDriver(library)
+        driver.use()
+        free, total = (f"{n / 2**30:.1f} GiB" for n in driver.memory())
+        return {
+            "CUDA driver": "CUDA {}.{}".format(*driver.version),
+            "GPU": f"{driver.name}, {driver.arch}, {total} of memory, {free} free",
+        }
+    except TinycompError as error:
+        return {"CUDA driver": error.message}
 
 
 @functools.cache
