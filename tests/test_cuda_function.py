@@ -156,3 +156,14 @@ def test_code_for_another_gpu_is_refused():
     a = np.ones(1000, np.float32)
     with pytest.raises(TinycompError, match="compiled for sm_90a, but the GPU is sm_80"):
         f(a, np.empty_like(a))
+
+
+def test_accesses_show_what_is_not_coalesced():
+    a = te.placeholder((64, 64), name="A")
+    b = te.compute((64, 64), lambda i, j: a[j, i] + 1.0, name="B")
+    s = te.create_schedule(b.op)
+    s[b].bind(b.op.axis[0], "blockIdx.x")
+    s[b].bind(b.op.axis[1], "threadIdx.x")
+    (touched,) = tinycomp.build(s, [a, b], "cuda -arch=sm_90a").accesses
+    found = {site.verb: site.efficiency for site in touched.sites}
+    assert found == {"load": 4 / 32, "store": 1.0}  # 4 bytes of each sector of 32

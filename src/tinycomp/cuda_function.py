@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .codegen.cuda import CudaKernel, emit_cuda
+from .codegen.gpu_access import LaunchAccess, find_accesses
 from .codegen.nvrtc import Cubin, Resources, compile_cuda
 from .diagnostics import TinycompError
 from .ir.expr import Var
@@ -142,6 +143,13 @@ class CudaFunction:
             compiled = compile_cuda(kernel.source, self.target.arch, f"{self.name}.cu")
             self._cubins[self._last] = compiled
         return self._cubins[self._last]
+
+    @property
+    def accesses(self) -> Sequence[LaunchAccess]:
+        """How the threads of each launch touch memory: sectors and bank conflicts per access."""
+        self._current()
+        sizes = dict(zip(self.lowered.sizes, self._last or (), strict=True))
+        return find_accesses(self.lowered.at(sizes))
 
     def simulate(self, *arguments: Any) -> None:
         """Run the program of the threads on the CPU, on NumPy arrays, and look for mistakes.
