@@ -2,21 +2,15 @@
 
 import numpy as np
 import pytest
+from tests.schedules.gpu.products import OPS, execute, kernel, matmul
 
 from tinycomp.codegen.cuda import emit_cuda
 from tinycomp.codegen.gpu_access import find_accesses
 from tinycomp.codegen.nvrtc import compile_cuda, library
 from tinycomp.diagnostics import TinycompError
 from tinycomp.dtype import DType
-from tinycomp.kernels import kernel_name
-from tinycomp.ops import default_ops
 from tinycomp.ops.conv import Conv2dAttrs
 from tinycomp.ops.matmul import MatmulAttrs
-from tinycomp.relay.builder import Builder
-from tinycomp.relay.nodes import Call, Function
-from tinycomp.relay.pass_infra import PassContext
-from tinycomp.relay.passes.fuse_ops import FuseOps
-from tinycomp.schedules import build_kernel
 from tinycomp.schedules.gpu.tensor_cores import choose_warp_tile, shared_bytes
 from tinycomp.target import Target
 from tinycomp.tir.gpu_executor import run
@@ -24,44 +18,14 @@ from tinycomp.tir.nodes import Evaluate
 from tinycomp.tir.tensor_intrinsics.warp import MMA
 from tinycomp.tir.tree import statements
 
-OPS = default_ops()
-TARGET = Target.parse("cuda -arch=sm_80")
 
-
-def kernel(shapes, dtype, body, target=TARGET):
-    """The kernel of a fused function of these inputs."""
-    builder = Builder(OPS, fold=False)
-    params = [builder.param(f"x{i}", shape, DType(dtype)) for i, shape in enumerate(shapes)]
-    out = body(lambda name, *args, attrs=None: builder.call(OPS[name], *args, attrs=attrs), *params)
-    function = FuseOps().run_function(builder.finish(out), PassContext(OPS, target, 3))
-    calls = [b.value.op for b in function.bindings if isinstance(b.value, Call)]
-    (function,) = (c for c in calls if isinstance(c, Function))
-    return build_kernel(function, target, kernel_name(function))
-
-
-def matmul(a, b, dtype, target=TARGET, bias=True):
-    attrs = MatmulAttrs(precision="tf32" if dtype == "float32" else "fp32")
-
-    def body(call, x, w, c=None):
-        product = call("nn.matmul", x, w, attrs=attrs)
-        return call("nn.relu", call("add", product, c)) if c is not None else product
-
-    return kernel([a, b, b[-1:]][: 3 if bias else 2], dtype, body, target)
+def product(a, b, dtype, **options):
+    return matmul(a, b, dtype, precision="tf32" if dtype == "float32" else "fp32", **options)
 
 
 def uses_tensor_cores(func):
     calls = (s.value for s in statements(func.body) if isinstance(s, Evaluate))
     return any(getattr(call, "name", "") in MMA for call in calls)
-
-
-def execute(func, seed=0):
-    rng = np.random.default_rng(seed)
-    *ins, out = ([d.value for d in b.shape] for b in func.params)
-    dtype = func.params[0].dtype.numpy
-    arrays = [rng.standard_normal(shape).astype(dtype) for shape in ins]
-    result = np.full(out, np.nan).astype(func.params[-1].dtype.numpy)
-    run(func, [*arrays, result])
-    return [a.astype(np.float64) for a in arrays], result.astype(np.float64)
 
 
 def close(got, want, dtype):
@@ -79,7 +43,7 @@ SIZES = [(64, 64, 64), (1, 1, 1), (16, 8, 16), (17, 131, 67), (8, 64, 520), (100
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda s: "x".join(map(str, s)))
 def test_matmul_of_any_size(sizes, dtype):
     m, n, k = sizes
-    func = matmul((m, k), (k, n), dtype)
+    func = product((m, k), (k, n), dtype)
     (a, b, c), got = execute(func)
     close(got, np.maximum(a @ b + c, 0), dtype)
     assert uses_tensor_cores(func) or m <= 16  # of a few rows there are other schedules
@@ -91,7 +55,7 @@ def test_matmul_of_any_size(sizes, dtype):
     ids=str,
 )
 def test_batches(a, b):
-    func = matmul(a, b, "float16", bias=False)
+    func = product(a, b, "float16", bias=False)
     arrays, got = execute(func)
     close(got, arrays[0] @ arrays[1], "float16")
     assert uses_tensor_cores(func)
@@ -135,7 +99,7 @@ def test_tf32_is_only_used_where_it_is_asked_for():
 
 def test_tf32_rounds_to_nearest():
     """Truncated operands would be biased by half a unit."""
-    func = matmul((64, 512), (512, 64), "float32", bias=False)
+    func = product((64, 512), (512, 64), "float32", bias=False)
     rng = np.random.default_rng(0)
     a, b = (np.abs(rng.standard_normal(s)).astype(np.float32) for s in ((64, 512), (512, 64)))
     out = np.zeros((64, 64), np.float32)
@@ -169,7 +133,7 @@ def test_chosen_tiles_fit(dtype, shared):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_memory_is_accessed_without_conflicts(dtype):
     """Every access of a large product: no bank twice, whole sectors."""
-    (launch,) = find_accesses(matmul((1024, 1024), (1024, 1024), dtype))
+    (launch,) = find_accesses(product((1024, 1024), (1024, 1024), dtype))
     for site in launch.sites:
         assert site.conflicts == 1.0 or site.buffer.scope != "shared", str(site)
         assert site.efficiency == 1.0, str(site)
@@ -182,7 +146,7 @@ def test_machine_code(arch, dtype):
         library()
     except TinycompError:
         pytest.skip("NVRTC is not installed")
-    func = matmul((4096, 4096), (4096, 4096), dtype)
+    func = product((4096, 4096), (4096, 4096), dtype)
     code = emit_cuda(func, arch)
     (launch,) = code.launches
     (used,) = compile_cuda(code.source, arch).kernels.values()

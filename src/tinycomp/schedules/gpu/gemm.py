@@ -21,7 +21,7 @@ from typing import Any
 from ... import te
 from ...codegen.cuda_limits import shared_limit
 from ...dtype import DType
-from ...ir.expr import Call, Var, as_int
+from ...ir.expr import Binary, Call, IntImm, Var, as_int, variables
 from ...ir.node import postorder
 from ...ops.window import accumulation_dtype
 from ...te.tensor import ComputeOp, Tensor
@@ -39,6 +39,8 @@ from .tensor_cores import (
 
 _SIDE = 16  # threads of a block in each direction
 _DEPTH = 16  # of a tile along k
+_TOGETHER = 4  # values along k that a thread loads at once
+_STAGES = 3  # tiles along k in shared memory: one is computed while the next ones arrive
 _MULTIPLY_ADDS = 128  # of a multiprocessor per cycle
 _BUSY = 132  # blocks that give every multiprocessor of a large GPU work
 MIN_ROWS = 8  # fewer rows are not worth a tile
@@ -248,14 +250,16 @@ def schedule_gemm(kernel: Kernel, product: ComputeOp) -> None:
     compute = kernel.schedule[product.output(0)]
     compute.compute_at(stage, column_block)
     *_, i, j, k = compute.axes
-    step, k = compute.split(k, factor=_DEPTH)
-    compute.reorder(step, k, i, j)
-    _bind_tile(compute, i, j, tile, wide=True, inside=k)
+    step, k, together = compute.split(k, factors=[None, _DEPTH // _TOGETHER, _TOGETHER])
+    compute.reorder(step, k, together, i, j)
+    _bind_tile(compute, i, j, tile, wide=True, inside=(k, together))
+    compute.unroll(together)
     for operand in product.inputs:
         copy = kernel.stage(operand.op)  # type: ignore[arg-type]
         copy.compute_at(compute, step)
         kernel.schedule.set_scope(operand, "shared")
         _bind_copy(kernel.stage(operand.op))  # type: ignore[arg-type]
+    compute.pipeline(step, _STAGES)
 
 
 def matrix_axes(stage: Stage, batch: int, m: int, n: int) -> tuple[Var, Var, Var]:
@@ -288,15 +292,31 @@ def _is_wide(stage: Stage) -> bool:
     return not any(name in ("if_then_else", "checked_index") for name in calls)
 
 
+def has_uniform_guards(stage: Stage, lanes: int) -> bool:
+    """Whether `lanes` neighbours along the last axis, from a multiple on, are all inside or all
+    outside of the tensor."""
+    block = stage.block
+    last = block.iter_vars[-1].var
+    for node in postorder(block.body):
+        if not isinstance(node, Call) or node.name not in ("if_then_else", "checked_index"):
+            continue
+        condition = node.args[0]
+        if last not in variables(condition):
+            continue
+        limit = condition.b if isinstance(condition, Binary) and condition.a is last else None
+        if not isinstance(limit, IntImm) or limit.value % lanes:
+            return False
+    return True
+
+
 def _bind_tile(
-    stage: Stage, i: Var, j: Var, tile: GemmTile, wide: bool, inside: Var | None = None
+    stage: Stage, i: Var, j: Var, tile: GemmTile, wide: bool, inside: Sequence[Var] = ()
 ) -> None:
     """Thread (y, x) has rows y, y + 16, ... and groups of up to 4 columns 4x, 4x + 64, ..."""
     lanes = min(4, tile.columns // _SIDE)
     row, y = stage.split(i, factor=_SIDE)
     group, x, lane = stage.split(j, factors=[None, _SIDE, lanes])
-    around = [] if inside is None else [inside]
-    stage.reorder(y, x, *around, row, group, lane)
+    stage.reorder(y, x, *inside, row, group, lane)
     stage.bind(y, "threadIdx.y")
     stage.bind(x, "threadIdx.x")
     stage.unroll(row)
@@ -310,8 +330,8 @@ def _bind_tile(
 def _bind_copy(stage: Stage) -> None:
     """A tile of an operand, copied by all threads."""
     own = stage.axes[-3:]
-    lanes = min(ACCESS.lanes(stage.tensor.dtype), 4) if _is_wide(stage) else 1
-    if extent_of(stage, own[-1]) % 4:
+    lanes = min(ACCESS.lanes(stage.tensor.dtype), 4)
+    if extent_of(stage, own[-1]) % 4 or not has_uniform_guards(stage, lanes):
         lanes = 1
     fused = stage.fuse(*own)
     step, y, x, lane = stage.split(fused, factors=[None, _SIDE, _SIDE, lanes])
