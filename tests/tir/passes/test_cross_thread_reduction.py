@@ -70,3 +70,20 @@ def test_what_threads_cannot_combine_is_refused():
         "24 threads cannot combine",
         "power of two",
     )
+
+
+def test_the_store_predicate_of_tvm_is_implied():
+    a, b = rows(4, 64, te.sum)
+    texts = []
+    for predicate in (False, True):
+        s = across_threads(b, 16)
+        if predicate:
+            s[b].set_store_predicate(te.thread_axis("threadIdx.x").var.equal(0))
+        texts.append(tinycomp.build(s, [a, b], "cuda -arch=sm_90a").get_source())
+    assert texts[0] == texts[1]
+    s = across_threads(b, 16)
+    refused(
+        lambda: s[b].set_store_predicate(te.thread_axis("threadIdx.x").var.equal(1)),
+        "does not hold in the first iteration",
+        "holds at",
+    )

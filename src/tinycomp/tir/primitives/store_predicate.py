@@ -25,7 +25,9 @@ for i in range(4):
         with block("C"): i = i, j = j
             C[i, j] = B[j] + float32(i)
 
-With `i` bound to threadIdx.x, one thread stores what all of the block read after a barrier.
+With `i` bound to threadIdx.x, one thread stores what all of the block read after a barrier. Where
+threads combine their values (`bind` of a reduction axis) the first one stores the result anyway;
+the condition that TVM needs there is accepted and changes nothing.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from ...te.simplify import Analyzer
 from ..nodes import ONCE, Block, For, ForKind, PrimFunc
 from ..tree import loops_above, replace_stmt
 from .affine import Tokens, from_tokens
+from .annotate import REDUCE_THREADS
 from .common import kinds_in, only_writer, require_first_mark
 from .step import Step
 
@@ -78,8 +81,10 @@ def set_store_predicate(func: PrimFunc, block_name: str, condition: Expr) -> Pri
             f"{condition} is not a condition on loops around {block_name!r}",
             hint="compare an axis: axis.equal(0), axis < 1",
         )
+    combined = [l for l in loops if l.annotations.get(REDUCE_THREADS)]
     for loop in loops:
-        _check_loop(block, loop, condition)
+        if loop not in combined:
+            _check_loop(block, loop, condition)
     analyzer = Analyzer()
     for loop in loops_above(func, block):
         analyzer.bind(loop.var, loop.min, loop.extent)
@@ -90,6 +95,8 @@ def set_store_predicate(func: PrimFunc, block_name: str, condition: Expr) -> Pri
             "read before it is computed",
             hint=f"a condition that holds at {', '.join(f'{l.var.name} = {l.min}' for l in loops)}",
         )
+    if combined == loops:
+        return func  # threads that combine their values let the first of them store the result
     mark = Call(ONCE, (condition,), DType.BOOL)
     return replace_stmt(func, block, replace(block, predicate=block.predicate & mark))
 
