@@ -112,6 +112,7 @@ _COUNTERS: Mapping[str, Callable[[Any, Any, Any], int]] = {
     "nn.conv2d_transpose": _convolution_transpose,
     "nn.matmul": _matmul,
     "nn.matmul_packed": _matmul,
+    "nn.matmul_bytes": _matmul,
     "nn.max_pool2d": _pool,
     "nn.avg_pool2d": _pool,
 }

@@ -7,6 +7,7 @@ import functools
 from .precision import PrecisionPolicy
 from .relay.pass_infra import Pass, Sequential
 from .relay.passes.alter_op_layout import AlterOpLayout
+from .relay.passes.byte_products import ByteProducts
 from .relay.passes.canonicalize_ops import CanonicalizeOps
 from .relay.passes.combine_parallel import CombineParallelDense
 from .relay.passes.convert_layout import ConvertLayout
@@ -21,6 +22,7 @@ from .relay.passes.simplify_expr import SimplifyExpr
 from .relay.passes.simplify_inference import SimplifyInference
 from .relay.passes.to_mixed_precision import ToMixedPrecision
 from .relay.passes.unflatten_products import UnflattenProducts
+from .schedules.matmul_bytes import byte_dot, choose_byte_tile
 from .schedules.tiles import choose_tile
 from .target import Target
 
@@ -47,6 +49,9 @@ def default_pipeline(
     if opt_level >= 2 and target.kind == "llvm":  # packed layouts are for the CPU's schedules
         passes += [ConvertLayout(), CanonicalizeOps(), FoldConstant(), SimplifyExpr()]
         passes += [EliminateCommonSubexpr()]
+        if byte_dot(target) is not None:
+            byte_tile = functools.partial(choose_byte_tile, target=target)
+            passes += [ByteProducts(byte_tile), SimplifyExpr()]
         tile_of = functools.partial(choose_tile, target=target)
         passes += [AlterOpLayout(tile_of), FoldConstant(), SimplifyExpr(), EliminateCommonSubexpr()]
     if precision is not None:

@@ -24,6 +24,7 @@ from . import (
     index,
     layout,
     matmul,
+    matmul_bytes,
     norm,
     pool,
     quantize,
@@ -40,7 +41,7 @@ from .onnx_node import OnnxImport
 
 FAMILIES: tuple[ModuleType, ...] = (
     *(unary, binary, reduce, shape, create, index, scatter, layout, control, einsum),
-    *(quantize, quantized_matmul),
+    *(quantize, quantized_matmul, matmul_bytes),
     *(matmul, conv, conv_transpose, pool, softmax, norm, activation, rnn, resize),
     *(attention, fused_attention),
 )

@@ -24,6 +24,7 @@ from .elementwise import schedule_elementwise
 from .gpu import build_gpu_kernel
 from .gpu.bind import bind_unbound
 from .matmul import schedule_matmul
+from .matmul_bytes import byte_dot, schedule_matmul_bytes
 from .reduction import schedule_lane_reduction
 from .rows import schedule_rows
 from .to_te import to_te
@@ -62,6 +63,8 @@ def default_schedule(
     reductions = kernel.reductions
     if "matmul_packed" in tags:
         schedule_matmul(kernel, tags["matmul_packed"])
+    elif "matmul_bytes" in tags and (instruction := byte_dot(target)) is not None:
+        schedule_matmul_bytes(kernel, tags["matmul_bytes"], instruction)
     elif "conv2d_nhwc" in tags:
         schedule_conv(kernel, tags["conv2d_nhwc"])
     elif not reductions:

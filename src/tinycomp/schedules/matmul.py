@@ -92,7 +92,7 @@ def schedule_matmul(kernel: Kernel, product: ComputeOp) -> None:
     else:
         vector = ji
     stage.vectorize(vector)
-    threads, tile_loop = _spread(kernel, stage, [*batch, jo], io, product)
+    threads, tile_loop = spread(kernel, stage, [*batch, jo], io, product)
     if cycles_of(product, kernel.target) >= PARALLEL_CYCLES:
         stage.parallel(threads)
     compute = schedule[accumulator]
@@ -104,7 +104,7 @@ def schedule_matmul(kernel: Kernel, product: ComputeOp) -> None:
     _schedule_tile(compute, lanes)
 
 
-def _spread(
+def spread(
     kernel: Kernel, stage: Stage, outer: list[Var], io: Var, product: ComputeOp
 ) -> tuple[Var, Var]:
     """The loop to run over threads, and the loop over tiles inside it.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ...types import Dim
 from ..op import Op, OpPattern
 
@@ -109,3 +111,20 @@ def reshaped_layout(old: Sequence[Dim], new: Sequence[Dim], layout: Layout) -> L
         anchors = [where[a] for a in olds if a in position] or [where[a] for a in olds]
         order.append((anchors[0], news))
     return tuple(axis for _, news in sorted(order, key=lambda o: o[0]) for axis in news)
+
+
+QUAD = 4
+"""Products of bytes that one 32-bit lane of a dot-product instruction adds up."""
+
+
+def pack_bytes(b: np.ndarray, nr: int) -> np.ndarray:
+    """B[K, N] of int8, K a multiple of 4, as [ceil(N / nr)][K / 4][nr * 4], zero-padded.
+
+    >>> pack_bytes(np.arange(8, dtype=np.int8).reshape(4, 2), 2).tolist()
+    [[[0, 2, 4, 6, 1, 3, 5, 7]]]
+    """
+    k, n = b.shape
+    blocks = -(-n // nr)
+    padded = np.pad(b, [(0, 0), (0, blocks * nr - n)])
+    split = padded.reshape(k // QUAD, QUAD, blocks, nr).transpose(2, 0, 3, 1)
+    return np.ascontiguousarray(split.reshape(blocks, k // QUAD, nr * QUAD))
