@@ -115,6 +115,12 @@ def memory_shared_in_one_copy_of_a_partitioned_loop_alone(s):
     s["packed"].compute_at("C.rf", "i")
 
 
+@case("matvec", 13, 2)
+def prefetch_in_copies_of_a_loop(s):
+    s["y"].prefetch("A", "k")
+    s["y"].vectorize("i")
+
+
 @pytest.mark.parametrize(("apply", "computation", "sizes", "bits"), CASES)
 def test_schedule_computes_what_the_expressions_say(apply, computation, sizes, bits):
     made = COMPUTATIONS[computation](*sizes)

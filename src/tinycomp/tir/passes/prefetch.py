@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 
 from ...dtype import DType
 from ...ir.expr import Call, Expr, IntImm, Load, Ramp, Var, const, substitute, variables
-from ...ir.node import postorder, rewrite
+from ...ir.node import postorder
 from ...te.simplify import Analyzer
 from ..nodes import Evaluate, For, ForKind, PrimFunc, Seq, Stmt
-from ..tree import child_statements, statements
-from .visit import uses
+from ..tree import statements
+from .visit import Visit, drive, rebuild_stmt, uses
 
 _MOST_REUSES = 16  # a panel read more often than that costs little to wait for once
 
@@ -42,31 +42,28 @@ def prefetch(func: PrimFunc) -> PrimFunc:
     part (a panel of weights): it brings the next panel into the second-level cache, evenly over
     the time that this one is in use. Addresses past the buffer are harmless to fetch.
     """
-    fetches = {stream.loop.var: _fetches(stream) for stream in _streams(func.body)}
-    if not fetches:
-        return func
 
-    def step(node: Stmt) -> Stmt:
-        if not isinstance(node, For) or node.var not in fetches:
-            return node
-        kept = {k: v for k, v in node.annotations.items() if k != "prefetch"}
-        return replace(node, body=Seq((*fetches[node.var], node.body)), annotations=kept)
-
-    return replace(func, body=rewrite(func.body, step))
-
-
-def _streams(body: Stmt) -> list[_Stream]:
-    found: list[_Stream] = []
-    stack: list[tuple[Stmt, tuple[For, ...]]] = [(body, ())]
-    while stack:
-        stmt, around = stack.pop()
+    def visit(stmt: Stmt, around: tuple[For, ...]) -> Visit[Stmt]:
+        inside = around
         if isinstance(stmt, For):
-            if "prefetch" in stmt.annotations:
-                found.append(_Stream(stmt, around))
             # What a thread does next is known inside its part of the iterations only.
-            around = () if stmt.kind is ForKind.PARALLEL else (*around, stmt)
-        stack.extend((child, around) for child in child_statements(stmt))
-    return found
+            inside = () if stmt.kind is ForKind.PARALLEL else (*around, stmt)
+        children = []
+        for child in stmt.children():
+            if isinstance(child, Stmt):
+                child = yield visit(child, inside)
+            children.append(child)
+        result = rebuild_stmt(stmt, children)
+        if not isinstance(stmt, For) or "prefetch" not in stmt.annotations:
+            return result
+        assert isinstance(result, For)
+        kept = {k: v for k, v in result.annotations.items() if k != "prefetch"}
+        # Copies of a loop share its variable, but not what is around and inside.
+        body = Seq((*_fetches(_Stream(stmt, around)), result.body))
+        return replace(result, body=body, annotations=kept)
+
+    body = drive(visit(func.body, ()))
+    return func if body is func.body else replace(func, body=body)
 
 
 def _fetches(stream: _Stream) -> tuple[Evaluate, ...]:
