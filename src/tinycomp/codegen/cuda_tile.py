@@ -172,6 +172,9 @@ class TileEmitter(KernelEmitter):
         type_ = self.expressions.bind(stmt.var, name, const(0), const(stmt.extent))
         self.out.line(f"const {type_} {name} = {text};")
 
+    def let_stage(self, stmt: op.LetStage) -> None:
+        self._variable(stmt.var, stmt.cursor.stages, self.stage[stmt.cursor])
+
     def init_barriers(self, stmt: op.InitBarriers) -> None:
         self.out.open("if (threadIdx.x == 0) {")
         for map in self.program.maps:
@@ -301,7 +304,8 @@ def _spec(func: PrimFunc, map: op.TensorMap) -> TensorMapSpec:
 
 
 _HANDLERS: dict[type, Callable[[TileEmitter, Any], None]] = {
-    op.Let: TileEmitter.let, op.InitBarriers: TileEmitter.init_barriers,
+    op.Let: TileEmitter.let,
+    op.LetStage: TileEmitter.let_stage, op.InitBarriers: TileEmitter.init_barriers,
     op.FenceBarrierInit: TileEmitter.fence_barrier_init,
     op.ClusterSync: TileEmitter.cluster_sync, op.NamedBarrier: TileEmitter.named_barrier,
     op.Wait: TileEmitter.wait, op.Arrive: TileEmitter.arrive,

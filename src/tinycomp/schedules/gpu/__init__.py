@@ -28,7 +28,7 @@ from .bind import bind_unbound
 from .conv import expand_conv2d, merge_pixels
 from .elementwise import schedule_elementwise
 from .gemm import expand_matmul, matrix_axes, schedule_gemm
-from .hopper_gemm import build_hopper_matmul
+from .hopper_gemm import build_hopper_product
 from .reduction import schedule_reduction
 from .rows import schedule_rows
 from .skinny import expand_skinny
@@ -52,7 +52,7 @@ def build_gpu_kernel(function: Function, target: Target, name: str) -> PrimFunc:
     """The lowered kernel of a primitive function: as a tile program where there is one for it, by
     its default schedule or, where that does not fit the machine, with one thread per output
     element."""
-    if (kernel := build_hopper_matmul(function, target, name)) is not None:
+    if (kernel := build_hopper_product(function, target, name)) is not None:
         return kernel
     try:
         func = _lowered(default_gpu_schedule(function, target, name))

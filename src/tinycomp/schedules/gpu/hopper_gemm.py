@@ -1,19 +1,22 @@
-"""Matrix products with 16-bit operands on Hopper: which become a tile program, and of what shape.
+"""Products and convolutions with 16-bit operands on Hopper: which become a tile program, and of
+what shape.
 
-The epilogue, everything that is fused behind the product, is computed on the accumulators.
+The epilogue, everything that is fused behind the product, is computed on the accumulators. A
+convolution in NCHW is the product of its weights and the windows of the image: those of a pointwise
+one are a matrix in memory, the others are gathered by warpgroups beside those that multiply.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ... import te
 from ...dtype import DType
-from ...ir.expr import Call, Expr, Load, Var, as_int, const, substitute
+from ...ir.expr import Call, Expr, Load, Var, all_of, as_int, const, substitute
 from ...ir.node import rewrite
 from ...relay.nodes import Call as RelayCall
 from ...relay.nodes import Function
@@ -27,54 +30,64 @@ from ...tir.tile.layout import ROW_BYTES
 from ...tir.tile.verify import SHARED_LIMIT
 from ...types import TensorType
 from ..to_te import to_te
-from .hopper_program import Epilogue, HopperTile, Operands, gemm_program
+from .hopper_program import Epilogue, Gathered, HopperTile, Operands, gemm_program
 
 _ARCH = "sm_90a"
 _BLOCKS = 132  # multiprocessors of an H100 or H200
 _MIN_ROWS = 64  # of one wgmma
+_MANY_PIXELS = 1024  # of an image: tiles of columns fit without much waste
 _DTYPES = (DType.FLOAT16, DType.BFLOAT16)
 
 
-def build_hopper_matmul(function: Function, target: Target, name: str) -> PrimFunc | None:
-    """The kernel of a function around one nn.matmul as a tile program.
+def build_hopper_product(function: Function, target: Target, name: str) -> PrimFunc | None:
+    """The kernel of a function around one nn.matmul or nn.conv2d as a tile program.
 
     None where this recipe does not apply: another machine, operands of other dtypes or that are
-    computed in the kernel, fewer than 64 rows, rows that are not multiples of 16 bytes (which TMA
-    needs), or an epilogue that reduces or moves elements.
+    computed in the kernel, fewer than 64 rows (of a convolution: channels), rows that are not
+    multiples of 16 bytes (which TMA needs), groups, or an epilogue that reduces or moves elements.
     """
     if target.arch != _ARCH or not isinstance(function.ret_type, TensorType):
         return None
-    found = _Matmul(function).find()
+    found = _Product(function).find()
     if found is None:
         return None
     operands, epilogue, params = found
     itemsize = epilogue.out.dtype.itemsize
-    staged = operands.n * itemsize % 16 == 0 and itemsize > 1
-    tile = choose_hopper_tile(operands.batch, operands.m, operands.n, operands.k, itemsize, staged)
+    staged = not epilogue.scattered and operands.n * itemsize % 16 == 0 and itemsize > 1
+    sizes = operands.batch, operands.m, operands.n, operands.k
+    gathers = isinstance(operands.b, Gathered)
+    tile = choose_hopper_tile(*sizes, itemsize, staged, gathers)
     program = gemm_program(name, operands, epilogue, tile, _BLOCKS)
     return PrimFunc(name, params, 1, program)
 
 
-class _Matmul:
-    """The product and the epilogue of a primitive function."""
+class _Product:
+    """The product and the epilogue of a primitive function.
+
+    `expand_*` replace the operator by a read of the product, which becomes an input of the rest.
+    """
 
     def __init__(self, function: Function) -> None:
         self.function = function
         self.product: Tensor | None = None
         self.operands: tuple[Tensor, Tensor] | None = None
         self.sizes = (0, 0, 0, 0)
+        self.a_batches = self.b_batches = True
+        self.images = 0  # whose pixels are the columns, one image after the other; 0: no merging
+        self.gather: Callable[[Buffer, Expr, Expr, Expr], Expr] | None = None
 
     def find(self) -> tuple[Operands, Epilogue, tuple[Buffer, ...]] | None:
+        computes = {"nn.matmul": self.expand_matmul, "nn.conv2d": self.expand_conv2d}
         products = [
             b.value
             for b in self.function.bindings
             if isinstance(b.value, RelayCall)
             and isinstance(b.value.op, Op)
-            and b.value.op.name == "nn.matmul"
+            and b.value.op.name in computes
         ]
         if len(products) != 1:
             return None
-        inputs, outputs = to_te(self.function, {"nn.matmul": self._expand})
+        inputs, outputs = to_te(self.function, computes)
         if self.product is None or self.operands is None or len(outputs) != 1:
             return None
         stages = [op for op in topological(outputs) if isinstance(op, ComputeOp)]
@@ -82,33 +95,76 @@ class _Matmul:
             return None
         return self._epilogue(inputs, outputs[0], stages)
 
-    def _expand(self, attrs: Any, args: Sequence[Tensor], out: TensorType) -> list[Tensor] | None:
-        """nn.matmul as a read of the product, which is an input of the epilogue."""
+    def _takes(self, args: Sequence[Tensor], m: int, k: int) -> bool:
+        inputs = all(isinstance(t.op, PlaceholderOp) for t in args)
+        return inputs and args[0].dtype in _DTYPES and m >= _MIN_ROWS and k % 8 == 0 and k > 0
+
+    def expand_matmul(
+        self, attrs: Any, args: Sequence[Tensor], out: TensorType
+    ) -> list[Tensor] | None:
+        """A[batch, m, k] B[batch, k, n]; all rows are one product where B is one matrix."""
         a, b = args
-        if a.dtype not in _DTYPES or not all(isinstance(t.op, PlaceholderOp) for t in args):
-            return None
         *batch, m, n = out.static_shape
         k, count = as_int(a.shape[-1]), math.prod(batch)
         a_count, b_count = (math.prod(map(as_int, t.shape[:-2])) for t in args)
-        if b_count == 1:  # one product of all rows
+        if b_count == 1:
             m, count = a_count * m, 1
         elif a_count not in (1, count) or b_count != count:
             return None
-        aligned = k * a.dtype.itemsize % 16 == 0 and n * b.dtype.itemsize % 16 == 0
-        if m < _MIN_ROWS or count * n * k == 0 or not aligned:
+        if not self._takes(args, m, k) or n % 8 or count * n == 0:
             return None
         self.operands, self.sizes = (a, b), (count, m, n, k)
         self.a_batches, self.b_batches = a_count == count, b_count == count
-        product = self.product = te.placeholder((count, m, n), DType.FLOAT32, "product")
+        return self._read(out)
+
+    def expand_conv2d(
+        self, attrs: Any, args: Sequence[Tensor], out: TensorType
+    ) -> list[Tensor] | None:
+        """W[channels, window] times the windows of each image, or of all images side by side."""
+        x, w = args
+        images, m, height, width = out.static_shape
+        o, *window = (as_int(d) for d in w.shape)
+        pixels, k = height * width, math.prod(window)
+        plain = attrs.data_layout == "NCHW" and attrs.kernel_layout == "OIHW" and attrs.groups == 1
+        if not plain or not self._takes(args, o, k) or images * pixels == 0:
+            return None
+        pointwise = (*window[1:], *attrs.strides) == (1, 1, 1, 1) and not any(attrs.padding)
+        self.operands, self.a_batches = (w, x), images == 1
+        if pointwise and pixels % 8 == 0:
+            self.sizes = (images, m, pixels, k)
+            return self._read(out)
+        self.gather = functools.partial(_window, attrs, window[1:], (height, width))
+        if pixels % 8 == 0 and pixels >= _MANY_PIXELS:
+            self.sizes = (images, m, pixels, k)
+        else:
+            self.images, self.a_batches = images, True
+            self.sizes = (1, m, images * pixels, k)
+        return self._read(out)
+
+    def _read(self, out: TensorType) -> list[Tensor]:
+        """The operator's result as reads of the product."""
+        batch, m, n, _ = self.sizes
+        product = self.product = te.placeholder((batch, m, n), DType.FLOAT32, "product")
+        pixels = n // max(1, self.images)
 
         def read(*index: Any) -> Any:
             flat: Any = te.const(0)
             for i, extent in zip(index, out.static_shape, strict=True):
                 flat = flat * extent + i
-            found = product(flat // (m * n), flat // n % m, flat % n)
-            return found.astype(out.dtype)
+            if self.images:
+                column = flat // (m * pixels) * pixels + flat % pixels
+                return product(0, flat // pixels % m, column).astype(out.dtype)
+            return product(flat // (m * n), flat // n % m, flat % n).astype(out.dtype)
 
-        return [te.compute(out.shape, read, name="matmul")]
+        return [te.compute(out.shape, read, name="product_read")]
+
+    def _element(self, b: Expr, i: Expr, j: Expr) -> Expr:
+        """The number of the output's element that (b, i, j) of the product becomes."""
+        _, m, n, _ = self.sizes
+        if self.images:
+            pixels = n // self.images
+            return (j // pixels * m + i) * pixels + j % pixels
+        return (b * m + i) * n + j
 
     def _epilogue(
         self, inputs: list[Tensor], out: Tensor, stages: list[ComputeOp]
@@ -132,19 +188,37 @@ class _Matmul:
         for var, extent in ((b, batch), (i, m), (j, n)):
             analyzer.bind(var, 0, extent)
         element = (b if batch > 1 else const(0), i, j)
-        flat = (element[0] * m + i) * n + j
-        place = _unravel(flat, [as_int(d) for d in out.shape], analyzer)
+        place = _unravel(self._element(*element), [as_int(d) for d in out.shape], analyzer)
         known = {v.var: at for v, at in zip(block.iter_vars, place, strict=True)}
         value = _on_accumulator(substitute(store.value, known), product, element, acc, analyzer)
         if value is None:
             return None
         by_name = {p.name: p for p in params}
         a_buffer, b_buffer = (by_name[t.name] for t in self.operands)
+        source: Buffer | Gathered = b_buffer
+        if self.gather is not None:
+            gb, gk, gj = Var("b"), Var("k"), Var("j")
+            image = (gj // (n // self.images), gj % (n // self.images)) if self.images else (gb, gj)
+            source = Gathered(self.gather(b_buffer, gk, *image), gb, gk, gj)
         operands = Operands(
-            a_buffer, b_buffer, batch, m, n, k, a_batches=self.a_batches, b_batches=self.b_batches
+            a_buffer, source, batch, m, n, k, a_batches=self.a_batches, b_batches=self.b_batches
         )
-        epilogue = Epilogue(result, tuple(place), value, b, i, j, acc)
+        epilogue = Epilogue(result, tuple(place), value, b, i, j, acc, bool(self.images))
         return operands, epilogue, (*params, result)
+
+
+def _window(
+    attrs: Any, kernel: Sequence[int], size: tuple[int, int],
+    x: Buffer, k: Expr, image: Expr, pixel: Expr,
+) -> Expr:  # fmt: skip
+    """Element `k` of the window of an output pixel; 0 outside of the image."""
+    (kh, kw), (_, width) = kernel, size
+    top, left, bottom, right = attrs.padding
+    h = pixel // width * attrs.strides[0] + k // kw % kh * attrs.dilation[0] - top
+    v = pixel % width * attrs.strides[1] + k % kw * attrs.dilation[1] - left
+    edges = [h >= 0] * (top > 0) + [h < x.shape[2]] * (top + bottom > 0)
+    edges += [v >= 0] * (left > 0) + [v < x.shape[3]] * (left + right > 0)
+    return Load(x, (image, k // (kh * kw), h, v), all_of(edges) if edges else None)
 
 
 def _unravel(flat: Expr, shape: list[int], analyzer: Analyzer) -> list[Expr]:
@@ -184,6 +258,7 @@ _TENSOR = 5.98e12  # sustained FLOP/s of one multiprocessor, 16-bit operands
 _REFILL = 61e9  # bytes/s from L2 to one multiprocessor
 _STORE = 33e9  # bytes/s to memory, one multiprocessor's share
 _SHARED = 128 * 1.46e9  # bytes/s that wgmma reads
+_GATHER = 128 * 1.46e9 / 20  # elements/s that one multiprocessor gathers, at 20 instructions each
 _FILL = 1.2e-6  # seconds until the first product
 _MEETING = 0.3e-6  # seconds until the blocks of a cluster have met
 _BARRIERS = 50e-9  # seconds that a step waits, whatever its size
@@ -208,22 +283,37 @@ _SHAPES = tuple(
 )  # fmt: skip
 
 
+_GATHERING = tuple(
+    _Shape(rows, columns, consumers, False)
+    for rows, columns, consumers in (
+        (64, 64, 1), (64, 128, 1), (64, 256, 1), (128, 64, 2), (128, 128, 2), (256, 64, 2),
+        (256, 128, 2),
+    )
+)  # fmt: skip
+
+
 @functools.cache
 def choose_hopper_tile(
-    batch: int, m: int, n: int, k: int, itemsize: int = 2, staged: bool = True
-) -> HopperTile:
+    batch: int, m: int, n: int, k: int, itemsize: int = 2, staged: bool = True,
+    gathers: bool = False,
+) -> HopperTile:  # fmt: skip
     """The tile of least estimated time, by a model of waves, tensor cores and copies.
+
+    Args:
+        itemsize: of the result.
+        gathers: B is computed.
 
     >>> tile = choose_hopper_tile(1, 8192, 8192, 8192)
     >>> tile.rows, tile.columns, tile.depth, tile.consumers, tile.cluster, tile.alternate
     (128, 256, 4, 2, 2, False)
     """
-    return min(_candidates(staged), key=lambda t: estimated_seconds(t, batch, m, n, k, itemsize))
+    tiles = _candidates(staged, gathers)
+    return min(tiles, key=lambda t: estimated_seconds(t, batch, m, n, k, itemsize, gathers))
 
 
-def _candidates(staged: bool) -> Iterator[HopperTile]:
-    for shape in _SHAPES:
-        for cluster in (1, 2):
+def _candidates(staged: bool, gathers: bool) -> Iterator[HopperTile]:
+    for shape in _GATHERING if gathers else _SHAPES:
+        for cluster in (1,) if gathers else (1, 2):
             stage = (shape.rows + shape.columns) * ROW_BYTES
             boxes = shape.consumers * 2 * 64 * ROW_BYTES * staged
             depth = min(8, (SHARED_LIMIT - boxes - 1024) // stage)
@@ -234,16 +324,18 @@ def _candidates(staged: bool) -> Iterator[HopperTile]:
 
 
 def estimated_seconds(
-    tile: HopperTile, batch: int, m: int, n: int, k: int, itemsize: int = 2
+    tile: HopperTile, batch: int, m: int, n: int, k: int, itemsize: int = 2, gathers: bool = False
 ) -> float:
-    """Estimated time of a product with 16-bit operands."""
+    """Estimated time of a product with 16-bit operands; see `choose_hopper_tile`."""
     rows = math.ceil(math.ceil(m / tile.rows) / tile.cluster) * tile.cluster
     tiles = batch * rows * math.ceil(n / tile.columns)
     waves = math.ceil(tiles / _BLOCKS)
     flops = 2 * tile.rows * tile.columns * (ROW_BYTES // 2)
     copied = (tile.rows + tile.columns / tile.cluster) * ROW_BYTES
     read = tile.rows // 64 * (64 + tile.columns) * ROW_BYTES
-    step = max(flops / _TENSOR, copied / _REFILL, read / _SHARED) + _BARRIERS
+    gathered = tile.columns * (ROW_BYTES // 2) * gathers
+    slowest = max(flops / _TENSOR, copied / _REFILL, read / _SHARED, gathered / _GATHER)
+    step = slowest + _BARRIERS
     epilogue = tile.rows * tile.columns * itemsize / _STORE
     start = _FILL + _MEETING * (tile.cluster > 1)
     products = math.ceil(k * 2 / ROW_BYTES) * step
@@ -253,4 +345,4 @@ def estimated_seconds(
     return waves * (products + epilogue / 2) + epilogue / 2 + start
 
 
-__all__ = ["build_hopper_matmul", "choose_hopper_tile", "estimated_seconds"]
+__all__ = ["build_hopper_product", "choose_hopper_tile", "estimated_seconds"]

@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ...dtype import DType
 from ...ir.expr import BinaryOp as Op
 from ...ir.expr import Expr, Load, Var, all_of, as_expr, binary, const, substitute
-from ...ir.node import postorder
+from ...ir.node import postorder, rewrite
 from ...target import Target
 from ...tir.nodes import Buffer, For, ForKind, If, PrimFunc, Scope, Seq, Stmt, Store
 from ...tir.passes.simplify import simplify
@@ -44,6 +45,7 @@ from ...tir.tile.nodes import (
     FenceProxy,
     InitBarriers,
     Let,
+    LetStage,
     NamedBarrier,
     Operand,
     Role,
@@ -79,6 +81,7 @@ class HopperTile:
         cluster: blocks that share B.
         group: tiles of rows that are walked together, before the next columns.
         staged: results go through shared memory and TMA, not straight to memory.
+        gatherers: warpgroups that compute B where it is no matrix in memory.
         alternate: two consumers take whole tiles in turn ("ping-pong"), so that one writes its
             result while the other multiplies; otherwise they share the rows of each tile.
     """
@@ -91,18 +94,30 @@ class HopperTile:
     group: int = 8
     staged: bool = True
     alternate: bool = False
+    gatherers: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """An operand that is computed where it is copied: `value` is B[batch, k, column], for indices
+    inside its extents."""
+
+    value: Expr
+    batch: Var
+    k: Var
+    column: Var
 
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """The matrices A[b, m, k] and B, which is [b, k, n], or [b, n, k] if it is K-major.
+    """The matrices A[b, m, k] and B, which is [b, k, n], or [b, n, k] if it is K-major, or computed.
 
     Attributes:
         a_batches, b_batches: whether they have the batch, or one matrix serves all.
     """
 
     a: Buffer
-    b: Buffer
+    b: Buffer | Gathered
     batch: int
     m: int
     n: int
@@ -114,7 +129,10 @@ class Operands:
 
 @dataclass(frozen=True, slots=True)
 class Epilogue:
-    """`out[indices] = value`, over the variables `batch`, `row`, `column` and the sum `acc`."""
+    """`out[indices] = value`, over the variables `batch`, `row`, `column` and the sum `acc`.
+
+    `scattered` says that rows of the product are not rows of memory.
+    """
 
     out: Buffer
     indices: tuple[Expr, ...]
@@ -123,6 +141,7 @@ class Epilogue:
     row: Var
     column: Var
     acc: Var
+    scattered: bool = False
 
 
 def gemm_program(
@@ -152,7 +171,8 @@ class _Gemm:
         self.tiles = operands.batch * self.row_tiles * self.column_tiles
         self.clusters = min(self.tiles, max(1, blocks // tile.cluster))
         self.block, self.rank = Var("block"), Var("rank")
-        self.full = Barrier("full", 1, tile.depth)
+        self.gathers = isinstance(operands.b, Gathered)
+        self.full = Barrier("full", 1 + tile.gatherers * self.gathers, tile.depth)
         self.empty = Barrier("empty", sharing * tile.cluster, tile.depth)
         self.turn = Barrier("turn", 1, 1)
         self._maps()
@@ -161,12 +181,15 @@ class _Gemm:
     def _maps(self) -> None:
         o, tile = self.operands, self.tile
         self.a_map = _map("a", o.a, (o.k, o.m), o.batch * o.a_batches, (self.step, tile.rows))
-        if o.b_major is Major.K:
+        self.b_maps: tuple[TensorMap, ...] = ()
+        if isinstance(o.b, Gathered):
+            pass
+        elif o.b_major is Major.K:
             box = (self.step, tile.columns // tile.cluster)
-            self.b_map = _map("b", o.b, (o.k, o.n), o.batch * o.b_batches, box)
+            self.b_maps = (_map("b", o.b, (o.k, o.n), o.batch * o.b_batches, box),)
         else:
             box = (self.step, self.step // tile.cluster)  # 128 bytes of columns
-            self.b_map = _map("b", o.b, (o.n, o.k), o.batch * o.b_batches, box)
+            self.b_maps = (_map("b", o.b, (o.n, o.k), o.batch * o.b_batches, box),)
         out = self.epilogue.out
         self.width = ROW_BYTES // out.dtype.itemsize  # columns of a stored box
         self.out_map = _map("out", out, (o.n, o.m), o.batch, (self.width, _ROWS))
@@ -180,7 +203,7 @@ class _Gemm:
 
     def program(self) -> TileProgram:
         staged = self.tile.staged
-        maps = (self.a_map, self.b_map) + ((self.out_map,) if staged else ())
+        maps = (self.a_map, *self.b_maps) + ((self.out_map,) if staged else ())
         tiles = (self.a_tile, self.b_tile) + ((self.out_tile,) if staged else ())
         finish = (ClusterSync(),) if self.tile.cluster > 1 else ()
         return TileProgram(
@@ -223,6 +246,8 @@ class _Gemm:
         tile, o = self.tile, self.operands
         write = Cursor("write", tile.depth)
         batch, row, column, k = Var("batch"), Var("row"), Var("column"), Var("k")
+        if isinstance(o.b, Gathered):
+            return self._gatherer(o.b, write)
         nbytes = self.a_tile.nbytes + self.b_tile.nbytes
         body: list[Stmt] = [Wait(self.empty, write, before=True)]
         body.append(ExpectBytes(self.full, write, nbytes))
@@ -231,25 +256,77 @@ class _Gemm:
         for coordinates, offset in self._b_boxes(column, k * self.step):
             at = (*coordinates, *([batch] if o.batch * o.b_batches > 1 else []))
             body.append(
-                TmaLoad(self.b_map, at, self.b_tile, offset, write, self.full, tile.cluster > 1)
+                TmaLoad(self.b_maps[0], at, self.b_tile, offset, write, self.full, tile.cluster > 1)
             )
         body.append(Advance(write))
         loop = For(k, const(0), const(self.steps), Seq(tuple(body)), annotations=_ROLLED)
-        registers = 0 if tile.consumers == 1 else {2: 40, 3: 32}[tile.consumers]
         return Role(
             "producer", 0, 1, Var("warpgroup"), Var("thread"),
-            self._walk(loop, batch, row, column), registers, True, (write,),
+            self._walk(loop, batch, row, column), self._registers()[0], True, (write,),
         )  # fmt: skip
 
     def _b_boxes(self, column: Expr, k: Expr) -> Iterator[tuple[tuple[Expr, Expr], Expr]]:
         """Coordinates and offsets of what this block copies of B."""
-        part = self.b_map.box[1]  # each block of the cluster has its part
+        part = self.b_maps[0].box[1]  # each block of the cluster has its part
         if self.operands.b_major is Major.K:
             yield (k, column + self.rank * part), self.rank * (part * ROW_BYTES)
             return
         for group in range(self.tile.columns // self.step):
             offset = self.rank * (part * ROW_BYTES) + group * self.step * ROW_BYTES
             yield (column + group * self.step, k + self.rank * part), offset
+
+    def _gatherer(self, b: Gathered, write: Cursor) -> Role:
+        """Warpgroups that compute B; one thread of the first copies A."""
+        tile, o = self.tile, self.operands
+        warpgroup, thread, stage = Var("warpgroup"), Var("thread"), Var("stage")
+        batch, row, column, k = Var("batch"), Var("row"), Var("column"), Var("k")
+        at = (k * self.step, row, *([batch] if o.batch * o.a_batches > 1 else []))
+        copy = Seq((
+            ExpectBytes(self.full, write, self.a_tile.nbytes),
+            TmaLoad(self.a_map, at, self.a_tile, const(0), write, self.full),
+        ))  # fmt: skip
+        code = self._gather(b, batch, k * self.step, column, warpgroup * 128 + thread, stage)
+        body = Seq((
+            Wait(self.empty, write, before=True), If(warpgroup.equal(0), copy),
+            LetStage(stage, write), ThreadCode(code), FenceProxy(),
+            NamedBarrier(warpgroup + (tile.consumers + 1), 1),  # behind those of the consumers
+            Arrive(self.full, write), Advance(write),
+        ))  # fmt: skip
+        loop = For(k, const(0), const(self.steps), body, annotations=_ROLLED)
+        return Role(
+            "producer", 0, tile.gatherers, warpgroup, thread,
+            self._walk(loop, batch, row, column), self._registers()[0], False, (write,),
+        )  # fmt: skip
+
+    def _gather(
+        self, b: Gathered, batch: Var, k: Expr, column: Var, thread: Expr, stage: Var
+    ) -> Stmt:
+        """Each thread has two neighbouring columns of every few steps of k."""
+        tile, o = self.tile, self.operands
+        pairs, threads = tile.columns // 2, tile.gatherers * 128
+        together = threads // pairs  # steps of k at a time
+        i, lane = Var("i"), Var("lane")
+        in_k, in_column = i * together + thread // pairs, thread % pairs * 2
+        known = {b.batch: batch, b.k: k + in_k, b.column: column + in_column + lane}
+        value = substitute(b.value, known)
+        inside = [known[b.k] < o.k] * bool(o.k % self.step)
+        inside += [known[b.column] < o.n] * bool(o.n % tile.columns)
+        value = rewrite(value, lambda node: _guarded(node, inside)) if inside else value
+        box = in_column // self.step * (self.step * ROW_BYTES // 4)  # in pairs of 4 bytes
+        unit = binary(Op.BIT_XOR, in_column % self.step // 2, in_k % 8 * 4)
+        where = stage * (self.b_tile.nbytes // 4) + box + in_k * (ROW_BYTES // 4) + unit
+        store = Store(self.b_tile.buffer, (where * 2 + lane,), value)
+        pair = For(lane, const(0), const(2), store, ForKind.VECTORIZED)
+        body = For(i, const(0), const(self.step // together), pair, ForKind.UNROLLED)
+        return simplify(vectorize(PrimFunc(self.name, (), 0, body), _PAIRS)).body
+
+    def _registers(self) -> tuple[int, int]:
+        """Of producers and consumers, by setmaxnreg; together at most 512 for their warpgroups."""
+        consumers = self.tile.consumers
+        if self.gathers:
+            gatherers = self.tile.gatherers
+            return {(1, 2): (72, 216), (2, 2): (72, 184)}.get((gatherers, consumers), (0, 0))
+        return {1: (0, 0), 2: (40, 232), 3: (32, 160)}[consumers]
 
     # -- consumers -----------------------------------------------------------------------------
 
@@ -274,11 +351,10 @@ class _Gemm:
         mine = warpgroup if tile.alternate else None
         walk = self._walk(Seq(tuple(parts)), batch, row, column, mine)
         done = [WaitStores(0)] if tile.staged else []
-        counts = {1: 0, 2: 232, 3: 160}
         cursors = (read, release) + ((turn,) if tile.alternate else ())
         return Role(
-            "consumer", 1, tile.consumers, warpgroup, thread, Seq((*start, walk, *done)),
-            counts[tile.consumers], False, cursors, (acc,),
+            "consumer", tile.gatherers if self.gathers else 1, tile.consumers, warpgroup, thread, Seq((*start, walk, *done)),
+            self._registers()[1], False, cursors, (acc,),
         )  # fmt: skip
 
     def _in_turn(
@@ -371,7 +447,8 @@ class _Gemm:
         value = self._value(acc, i * self.shape.registers + register + lane, known)
         store = Store(e.out, tuple(substitute(x, known) for x in e.indices), value)
         edges = [at_row < o.m] * bool(o.m % (tile.rows * tile.cluster))
-        edges += [at_column < o.n] * bool(o.n % tile.columns)
+        last = at_column + lane if o.n % 2 else at_column
+        edges += [last < o.n] * bool(o.n % tile.columns)
         return self._loops(store, group, tile.columns // 8, half, lane, edges)
 
     def _to_shared(
@@ -407,8 +484,12 @@ class _Gemm:
     def _loops(
         self, store: Store, group: Var, groups: int, half: Var, lane: Var, edges: list[Expr]
     ) -> Stmt:
-        pairs = For(lane, const(0), const(2), store, ForKind.VECTORIZED)
-        body: Stmt = If(all_of(edges), pairs) if edges else pairs
+        if self.operands.n % 2:
+            guarded = If(all_of(edges), store) if edges else store
+            body: Stmt = For(lane, const(0), const(2), guarded, ForKind.UNROLLED)
+        else:
+            pairs = For(lane, const(0), const(2), store, ForKind.VECTORIZED)
+            body = If(all_of(edges), pairs) if edges else pairs
         body = For(half, const(0), const(2), body, ForKind.UNROLLED)
         body = For(group, const(0), const(groups), body, ForKind.UNROLLED)
         func = PrimFunc(self.name, (), 0, body)
@@ -454,6 +535,14 @@ def _zero(acc: Accumulator) -> Stmt:
     count = math.prod((acc.tiles, acc.shape.registers))
     store = Store(acc.buffer, (register,), const(0, acc.shape.acc))
     return For(register, const(0), const(count), store, ForKind.UNROLLED)
+
+
+def _guarded(node: Any, inside: list[Expr]) -> Any:
+    """A load only where all of `inside` hold; else 0."""
+    if not isinstance(node, Load):
+        return node
+    known = [] if node.predicate is None else [node.predicate]
+    return Load(node.source, node.indices, all_of([*inside, *known]))
 
 
 def _reads_elements(epilogue: Epilogue) -> bool:

@@ -292,7 +292,7 @@ class Agent:
         steps = handler(self, stmt)
         if steps is not None:
             yield from steps
-        if not isinstance(stmt, op.Let | op.Advance):
+        if not isinstance(stmt, op.Let | op.LetStage | op.Advance):
             yield None
 
     def let(self, stmt: op.Let) -> None:
@@ -300,6 +300,9 @@ class Agent:
         if not 0 <= value < stmt.extent:
             raise TileError(f"{stmt.var.name} is {value}, not in [0, {stmt.extent})")
         self.lanes.vars[stmt.var] = value
+
+    def let_stage(self, stmt: op.LetStage) -> None:
+        self.lanes.vars[stmt.var] = self.position(stmt.cursor)[0]
 
     def init_barriers(self, stmt: op.InitBarriers) -> None:
         if self is not self.block.agents[0]:
@@ -469,7 +472,8 @@ class Agent:
 
 
 _HANDLERS: dict[type, Callable[[Agent, Any], Steps | None]] = {
-    op.Let: Agent.let, op.InitBarriers: Agent.init_barriers,
+    op.Let: Agent.let,
+    op.LetStage: Agent.let_stage, op.InitBarriers: Agent.init_barriers,
     op.FenceBarrierInit: Agent.fence_barrier_init, op.ClusterSync: Agent.cluster_sync,
     op.NamedBarrier: Agent.named_barrier, op.Wait: Agent.wait, op.Arrive: Agent.arrive,
     op.ExpectBytes: Agent.expect_bytes, op.Advance: Agent.advance, op.TmaLoad: Agent.tma_load,

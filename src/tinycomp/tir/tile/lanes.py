@@ -54,7 +54,7 @@ class WarpgroupMemory:
         self.agent, self.outputs = agent, outputs
         self.registers: dict[Buffer, Registers] = {}
         self._tiles = {tile.buffer: tile for tile in agent.program.tiles}
-        self._used: dict[tuple[SharedTile, int, bool], tuple[int, int]] = {}
+        self._used: dict[tuple[SharedTile, int, bool], np.ndarray] = {}
 
     def registers_of(self, buffer: Buffer) -> Registers:
         found = self.registers.get(buffer)
@@ -120,21 +120,22 @@ class WarpgroupMemory:
         tile, itemsize = self._tiles[buffer], buffer.dtype.itemsize
         offsets = at * itemsize
         for stage in np.unique(offsets[active] // tile.nbytes):
-            inside = offsets[active & (offsets // tile.nbytes == stage)]
+            inside = offsets[active & (offsets // tile.nbytes == stage)] % tile.nbytes
             key = (tile, int(stage), writes)
-            low, high = self._used.get(key, (1 << 62, 0))
-            self._used[key] = (min(low, int(inside.min())), max(high, int(inside.max()) + itemsize))
+            mask = self._used.setdefault(key, np.zeros(tile.nbytes, np.bool_))
+            mask[inside[:, None] + np.arange(itemsize)] = True
         start = self.agent.block.memory.start[tile]
         return (start + offsets)[..., None] + np.arange(itemsize)
 
     def flush(self, begin: Clock, end: tuple[int, int]) -> None:
         """Note what was used of shared memory since the last time."""
         agent = self.agent
-        for (tile, stage, writes), (low, high) in self._used.items():
-            start = agent.block.memory.start[tile]
+        for (tile, stage, writes), mask in self._used.items():
+            start = agent.block.memory.address(tile, stage, 0)
             what = f"code of {agent.name}"
             access = Access(
-                start + low, start + high, writes, end, what, agent.fences, agent.fences.count
-            )
+                start, start + tile.nbytes, writes, end, what,
+                agent.fences, agent.fences.count, mask,
+            )  # fmt: skip
             agent.block.memory.use(tile, stage, access, begin)
         self._used.clear()

@@ -53,7 +53,8 @@ class Fences:
 
 @dataclass(slots=True)
 class Access:
-    """Bytes [low, high) of shared memory, read or written until `end` has happened.
+    """Bytes [low, high) of shared memory, read or written until `end` has happened; with `mask`,
+    those of them that it marks.
 
     `fences` and `fence` say which fence must have made a write by ordinary stores visible to
     asynchronous readers; None for asynchronous accesses.
@@ -66,6 +67,17 @@ class Access:
     what: str
     fences: Fences | None = None
     fence: int = 0
+    mask: np.ndarray | None = None
+
+    def overlaps(self, other: Access) -> bool:
+        low, high = max(self.low, other.low), min(self.high, other.high)
+        if low >= high:
+            return False
+        masks = [x.mask[low - x.low : high - x.low] for x in (self, other) if x.mask is not None]
+        return not masks or bool(np.logical_and.reduce(masks).any())
+
+    def covers(self, other: Access) -> bool:
+        return self.mask is None and self.low <= other.low and other.high <= self.high
 
 
 class SharedMemory:
@@ -96,11 +108,9 @@ class SharedMemory:
             raise TileError(f"{access.what} uses shared memory of {self.name}, which has exited")
         kept: list[Access] = []
         for old in self._accesses.get((tile, stage), ()):
-            overlaps = old.low < access.high and access.low < old.high
-            if overlaps and (old.writes or access.writes):
+            if (old.writes or access.writes) and old.overlaps(access):
                 self._check(tile, stage, old, access, begin)
-            covered = access.writes and access.low <= old.low and old.high <= access.high
-            if not covered:
+            if not (access.writes and access.covers(old)):
                 kept.append(old)
         kept.append(access)
         self._accesses[(tile, stage)] = kept

@@ -20,7 +20,7 @@ from .layout import MatrixDescriptor, Swizzle, WgmmaShape
 
 __all__ = [
     "Accumulator", "Advance", "Arrive", "Barrier", "ClusterSync", "CommitStores", "Cursor",
-    "ExpectBytes", "FenceBarrierInit", "FenceProxy", "InitBarriers", "Let", "NamedBarrier",
+    "ExpectBytes", "FenceBarrierInit", "FenceProxy", "InitBarriers", "Let", "LetStage", "NamedBarrier",
     "Operand", "Role", "SharedTile", "TensorMap", "ThreadCode", "TileProgram", "TmaLoad",
     "TmaStore", "Wait", "WaitStores", "Wgmma", "WgmmaCommit", "WgmmaFence", "WgmmaWait",
 ]  # fmt: skip
@@ -174,6 +174,14 @@ class Let(TileOp):
     var: Var
     value: Expr
     extent: int
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class LetStage(TileOp):
+    """`var` is the stage where a cursor is, until the enclosing iteration ends."""
+
+    var: Var
+    cursor: Cursor
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -49,6 +49,8 @@ def _text(stmt: op.TileOp) -> str:
     match stmt:
         case op.Let():
             return f"{stmt.var.name} = {stmt.value}"
+        case op.LetStage():
+            return f"{stmt.var.name} = stage of {stmt.cursor.name}"
         case op.Wait():
             when = ", of the round before" if stmt.before else ""
             return f"wait({_at(stmt.barrier, stmt.cursor)}{when})"
