@@ -9,13 +9,19 @@ from tinycomp.codegen.nvrtc import compile_cuda, library
 from tinycomp.diagnostics import TinycompError
 from tinycomp.dtype import DType
 from tinycomp.ir.expr import Load, Var, const
-from tinycomp.schedules.gpu.hopper_program import Epilogue, HopperTile, Operands, gemm_program
+from tinycomp.schedules.gpu.hopper_program import (
+    Epilogue,
+    Gathered,
+    HopperTile,
+    Operands,
+    gemm_program,
+)
 from tinycomp.tir.nodes import Buffer, PrimFunc
 from tinycomp.tir.tile.layout import Major
 
 
 def kernel(tile, m=4000, n=4008, k=4096, dtype=DType.BFLOAT16, out=DType.BFLOAT16,
-           major=Major.MN, batch=1):  # fmt: skip
+           major=Major.MN, batch=1, gathered=False):  # fmt: skip
     lead = [const(batch)] if batch > 1 else []
     sizes = (k, n) if major is Major.MN else (n, k)
     a = Buffer("A", (*lead, const(m), const(k)), dtype)
@@ -25,7 +31,9 @@ def kernel(tile, m=4000, n=4008, k=4096, dtype=DType.BFLOAT16, out=DType.BFLOAT1
     at, acc = [Var(x) for x in "bij"], Var("acc", DType.FLOAT32)
     value = (acc + Load(bias, (at[2],), None)).astype(out)
     epilogue = Epilogue(result, tuple(at if batch > 1 else at[1:]), value, *at, acc)
-    program = gemm_program("gemm", Operands(a, b, batch, m, n, k, major), epilogue, tile, 132)
+    source = Gathered(Load(b, tuple(at[1:]), None), *at) if gathered else b
+    operands = Operands(a, source, batch, m, n, k, major)
+    program = gemm_program("gemm", operands, epilogue, tile, 132)
     return emit_cuda(PrimFunc("gemm", (a, b, bias, result), 1, program))
 
 
@@ -40,6 +48,8 @@ CASES = {
     "64x64": (HopperTile(64, 64, 8, 1), {"k": 64}),
     "128x128 in turn": (HopperTile(128, 128, 6, 2, 2, alternate=True), {}),
     "64x256 in turn": (HopperTile(64, 256, 4, 2, 1, alternate=True), {}),
+    "gathered": (HopperTile(256, 128, 4, 2, staged=False), {"gathered": True}),
+    "gathered, 64 rows": (HopperTile(64, 256, 4, 1), {"gathered": True, "k": 4000}),
     "stored directly": (HopperTile(128, 256, 4, 2, 1, 8, False), {}),
     "K-major B": (HopperTile(128, 256, 4, 2, 2), {"major": Major.K}),
     "tf32": (HopperTile(128, 128, 4, 2, 2),

@@ -75,6 +75,44 @@ def test_one_left_matrix_for_all_batches():
     np.testing.assert_array_equal(out, x @ y)
 
 
+def windows_product(x, w, strides, padding):
+    top, left, bottom, right = padding
+    x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    (kh, kw), (sh, sw) = w.shape[2:], strides
+    height, width = (x.shape[2] - kh) // sh + 1, (x.shape[3] - kw) // sw + 1
+    taps = [
+        x[:, :, r : r + (height - 1) * sh + 1 : sh, s : s + (width - 1) * sw + 1 : sw]
+        for r in range(kh)
+        for s in range(kw)
+    ]
+    flat = w.reshape(*w.shape[:2], -1)
+    return sum(np.einsum("oc,nchw->nohw", flat[..., t], tap) for t, tap in enumerate(taps))
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "strides", "padding", "maps"),
+    [
+        ((2, 16, 7, 7), (72, 16, 3, 3), (1, 1), (1, 1, 1, 1), 1),  # images side by side
+        ((1, 16, 15, 15), (64, 16, 3, 3), (2, 2), (1, 1, 1, 1), 1),
+        ((2, 24, 8, 8), (64, 24, 1, 1), (1, 1), (0, 0, 0, 0), 3),  # by TMA alone
+        ((2, 24, 7, 7), (64, 24, 1, 1), (1, 1), (0, 0, 0, 0), 1),  # pixels are no whole 16 bytes
+        ((1, 8, 35, 34), (64, 8, 2, 3), (1, 1), (0, 0, 0, 0), 2),  # image by image
+    ],
+)
+def test_convolutions(x, w, strides, padding, maps):
+    def layer(b, x, w, bias, residual):
+        y = b.call("nn.conv2d", x, w, strides=strides, padding=padding)
+        return b.call("nn.relu", b.call("add", b.call("add", y, bias), residual))
+
+    out = windows_product(np.zeros(x), np.zeros(w), strides, padding).shape
+    func = built(layer, *((s, HALF) for s in (x, w, (1, w[0], 1, 1), out)))
+    assert isinstance(func.body, TileProgram)
+    assert len(emit_cuda(func).launches[0].maps) == maps
+    image, weights, bias, residual, got = executed(func)
+    exact = windows_product(image, weights, strides, padding) + bias + residual
+    np.testing.assert_array_equal(got, np.maximum(exact, 0))
+
+
 def matmul(b, x, y):
     return b.call("nn.matmul", x, y)
 

@@ -5,7 +5,13 @@ import pytest
 
 from tinycomp.dtype import DType
 from tinycomp.ir.expr import Load, Var, const
-from tinycomp.schedules.gpu.hopper_program import Epilogue, HopperTile, Operands, gemm_program
+from tinycomp.schedules.gpu.hopper_program import (
+    Epilogue,
+    Gathered,
+    HopperTile,
+    Operands,
+    gemm_program,
+)
 from tinycomp.tir.nodes import Buffer, PrimFunc
 from tinycomp.tir.tile.interpreter import Policy, run_tile_program
 from tinycomp.tir.tile.layout import Major
@@ -16,8 +22,9 @@ class Product:
 
     def __init__(
         self, m, n, k, tile, *, batch=1, blocks=4, dtype=DType.BFLOAT16, out=DType.FLOAT32,
-        b_major=Major.MN, bias=False,
+        b_major=Major.MN, bias=False, gathered=False,
     ):  # fmt: skip
+        b_major = Major.K if gathered else b_major  # each thread reads its elements of [n, k]
         lead = [const(batch)] if batch > 1 else []
         b_shape = (const(k), const(n)) if b_major is Major.MN else (const(n), const(k))
         self.b_major = b_major
@@ -30,7 +37,12 @@ class Product:
         value = value if out is DType.FLOAT32 else value.astype(out)
         index = (b, i, j) if batch > 1 else (i, j)
         epilogue = Epilogue(self.out, index, value, b, i, j, acc)
-        operands = Operands(self.a, self.b, batch, m, n, k, b_major)
+        source = self.b
+        if gathered:
+            gb, gk, gj = Var("gb"), Var("gk"), Var("gj")
+            at = (gb, gj, gk) if batch > 1 else (gj, gk)
+            source = Gathered(Load(self.b, at, None), gb, gk, gj)
+        operands = Operands(self.a, source, batch, m, n, k, b_major)
         self.program = gemm_program("product", operands, epilogue, tile, blocks)
         params = (self.a, self.b, self.bias, self.out)
         self.func = PrimFunc("product", params, 1, self.program)

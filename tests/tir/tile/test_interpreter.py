@@ -1,5 +1,7 @@
 """Tile programs give NumPy's results in any order that a GPU may take."""
 
+from dataclasses import replace
+
 import pytest
 
 from tinycomp.dtype import DType
@@ -9,7 +11,7 @@ from tinycomp.tir.tile.layout import Major
 STEP = 64  # elements of k in one stage
 
 
-@pytest.mark.parametrize("depth", range(1, 9))
+@pytest.mark.parametrize("depth", [1, 2, 3, 5, 8])
 def test_ring_depths_and_steps(product, small, depth):
     """Parities go wrong where the number of steps meets the depth of the ring."""
     for steps in sorted({0, 1, depth - 1, depth, depth + 1, 2 * depth + 1}):
@@ -85,7 +87,19 @@ def test_consumers_in_turn(product, small, depth, steps):
 
 def test_consumers_in_turn_in_clusters(product, small):
     tile = small(2, rows=128, consumers=2, cluster=2, alternate=True)
-    product(520, 128, 200, tile, blocks=2, bias=True).check(*POLICIES[::2])
+    product(390, 64, 200, tile, blocks=2, bias=True).check(*POLICIES[::3])
+
+
+@pytest.mark.parametrize("policy", POLICIES[::2], ids=str)
+@pytest.mark.parametrize("gatherers", [1, 2])
+def test_gathered_operands(product, small, policy, gatherers):
+    tile = replace(small(2, rows=128, consumers=2, columns=128), gatherers=gatherers)
+    product(200, 136, 200, tile, blocks=2, gathered=True).check(policy)
+
+
+@pytest.mark.parametrize("n", [64, 49, 98])
+def test_odd_columns_are_stored_one_by_one(product, small, n):
+    product(64, n, 64, small(2, staged=False), gathered=True, batch=2).check(*POLICIES[:2])
 
 
 def test_text(product, small):

@@ -60,6 +60,7 @@ def is_missed(case, program):
 def test_left_out(product, small, kind, cluster):
     """Two tiles for each block, so that rings and slots are used again."""
     case = product(256, 64, 192, small(2, cluster=cluster), blocks=2)
+    case.check()
     program = case.program
     numbers = [i for i, s in enumerate(occurrences(program)) if isinstance(s, kind)]
     assert numbers
@@ -72,6 +73,18 @@ def test_left_out(product, small, kind, cluster):
 @pytest.mark.parametrize("kind", [op.Wait, op.Arrive, op.Advance], ids=lambda k: k.__name__)
 def test_left_out_of_turns(product, small, kind):
     case = product(384, 64, 192, small(2, consumers=2, alternate=True), blocks=2)
+    case.check()
+    for number, stmt in enumerate(occurrences(case.program)):
+        if isinstance(stmt, kind):
+            assert is_missed(case, changed(case.program, number, lambda _: Seq(()))), stmt
+
+
+@pytest.mark.parametrize(
+    "kind", [op.Wait, op.Arrive, op.FenceProxy, op.NamedBarrier], ids=lambda k: k.__name__
+)
+def test_left_out_of_gathering(product, small, kind):
+    case = product(128, 64, 192, small(2), blocks=1, gathered=True)
+    case.check()
     for number, stmt in enumerate(occurrences(case.program)):
         if isinstance(stmt, kind):
             assert is_missed(case, changed(case.program, number, lambda _: Seq(()))), stmt
@@ -79,6 +92,7 @@ def test_left_out_of_turns(product, small, kind):
 
 def test_too_weak_waits(product, small):
     case = product(128, 64, 256, small(2), blocks=1)
+    case.check()
     for number, stmt in enumerate(occurrences(case.program)):
         if isinstance(stmt, op.WgmmaWait | op.WaitStores):
             weak = changed(case.program, number, lambda s: replace(s, pending=s.pending + 1))

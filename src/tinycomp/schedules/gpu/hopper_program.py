@@ -110,7 +110,7 @@ class Gathered:
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """The matrices A[b, m, k] and B, which is [b, k, n], or [b, n, k] if it is K-major, or computed.
+    """The matrix A[b, m, k], and B: a matrix [b, k, n], or [b, n, k] if it is K-major, or computed.
 
     Attributes:
         a_batches, b_batches: whether they have the batch, or one matrix serves all.
@@ -172,6 +172,7 @@ class _Gemm:
         self.clusters = min(self.tiles, max(1, blocks // tile.cluster))
         self.block, self.rank = Var("block"), Var("rank")
         self.gathers = isinstance(operands.b, Gathered)
+        self.b_major = Major.MN if self.gathers else operands.b_major
         self.full = Barrier("full", 1 + tile.gatherers * self.gathers, tile.depth)
         self.empty = Barrier("empty", sharing * tile.cluster, tile.depth)
         self.turn = Barrier("turn", 1, 1)
@@ -184,7 +185,7 @@ class _Gemm:
         self.b_maps: tuple[TensorMap, ...] = ()
         if isinstance(o.b, Gathered):
             pass
-        elif o.b_major is Major.K:
+        elif self.b_major is Major.K:
             box = (self.step, tile.columns // tile.cluster)
             self.b_maps = (_map("b", o.b, (o.k, o.n), o.batch * o.b_batches, box),)
         else:
@@ -268,7 +269,7 @@ class _Gemm:
     def _b_boxes(self, column: Expr, k: Expr) -> Iterator[tuple[tuple[Expr, Expr], Expr]]:
         """Coordinates and offsets of what this block copies of B."""
         part = self.b_maps[0].box[1]  # each block of the cluster has its part
-        if self.operands.b_major is Major.K:
+        if self.b_major is Major.K:
             yield (k, column + self.rank * part), self.rank * (part * ROW_BYTES)
             return
         for group in range(self.tile.columns // self.step):
@@ -353,8 +354,8 @@ class _Gemm:
         done = [WaitStores(0)] if tile.staged else []
         cursors = (read, release) + ((turn,) if tile.alternate else ())
         return Role(
-            "consumer", tile.gatherers if self.gathers else 1, tile.consumers, warpgroup, thread, Seq((*start, walk, *done)),
-            self._registers()[1], False, cursors, (acc,),
+            "consumer", tile.gatherers if self.gathers else 1, tile.consumers, warpgroup, thread,
+            Seq((*start, walk, *done)), self._registers()[1], False, cursors, (acc,),
         )  # fmt: skip
 
     def _in_turn(
@@ -397,7 +398,7 @@ class _Gemm:
         out: list[Stmt] = [Wait(self.full, read), WgmmaFence()]
         k_bytes = self.shape.k * self.operands.a.dtype.itemsize
         a_layout = MatrixDescriptor(Major.K, 16, 8 * ROW_BYTES)
-        major = self.operands.b_major
+        major = self.b_major
         b_layout = a_layout
         if major is Major.MN:
             b_layout = MatrixDescriptor(major, self.step * ROW_BYTES, 8 * ROW_BYTES)

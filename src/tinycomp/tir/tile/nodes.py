@@ -20,9 +20,9 @@ from .layout import MatrixDescriptor, Swizzle, WgmmaShape
 
 __all__ = [
     "Accumulator", "Advance", "Arrive", "Barrier", "ClusterSync", "CommitStores", "Cursor",
-    "ExpectBytes", "FenceBarrierInit", "FenceProxy", "InitBarriers", "Let", "LetStage", "NamedBarrier",
-    "Operand", "Role", "SharedTile", "TensorMap", "ThreadCode", "TileProgram", "TmaLoad",
-    "TmaStore", "Wait", "WaitStores", "Wgmma", "WgmmaCommit", "WgmmaFence", "WgmmaWait",
+    "ExpectBytes", "FenceBarrierInit", "FenceProxy", "InitBarriers", "Let", "LetStage",
+    "NamedBarrier", "Operand", "Role", "SharedTile", "TensorMap", "ThreadCode", "TileProgram",
+    "TmaLoad", "TmaStore", "Wait", "WaitStores", "Wgmma", "WgmmaCommit", "WgmmaFence", "WgmmaWait",
 ]  # fmt: skip
 
 WARPGROUP = 128
