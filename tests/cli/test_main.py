@@ -295,3 +295,25 @@ def test_comparisons():
     assert nan.index == (1,)
     assert "shape" in shape.problem
     assert missing.problem == "missing"
+
+
+def test_buckets_on_the_command_line(workspace, capsys):
+    path = write_model(workspace / "d.onnx", shape=("batch", 3))
+    assert run("compile", path, "-o", "d.tc", "--dim", "batch=1,4") == 0
+    assert "compiled for: batch=1; batch=4" in capsys.readouterr().err
+    np.savez("three.npz", x=np.ones((3, 3), np.float32))
+    assert run("run", "d.tc", "--inputs", "three.npz", "--json") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["outputs"][0]["shape"] == [3, 3]
+    assert "compile kernels" not in printed.err
+    assert run("inspect", "d.tc", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["open_dimensions"] == {"batch": "1,4"}
+    assert run("compile", path, "-o", "any.tc") == 0
+    assert "--dim batch=1,8,32" in capsys.readouterr().err
+    assert run("run", "any.tc", "--json") == 0
+    capsys.readouterr()
+    assert run("inspect", path, "--ir", "relay") == 1
+    assert "choose sizes" in capsys.readouterr().err
+    assert run("profile", path, "--repeat", 1) == 0
+    assert run("export", path, "-o", "out") == 1
+    assert "open" in capsys.readouterr().err

@@ -130,6 +130,19 @@ def test_the_least_recently_used_variant_is_forgotten(config):
     np.testing.assert_allclose(module.run({"x": rows(2)})["y"], dense(rows(2)), rtol=1e-6)
 
 
+def test_variants_share_a_budget_of_memory(config):
+    proto = model("g (float[n, 4096] x) => (float[n, 4096] y) { y = Add(x, w) }")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(rows(1, 4096), "w"))
+    module = compile_with(config, proto)
+    module.max_bytes = 40_000  # of which each variant needs 16 KiB and a little
+    for n in (1, 2, 3):
+        module.run({"x": rows(n, 4096)})
+    assert module.variants == ({"n": 2}, {"n": 3})
+    module.max_bytes = 1
+    module.run({"x": rows(4, 4096)})
+    assert module.variants == ({"n": 4},)
+
+
 def test_variants_are_shared_with_fixed_models_through_the_cache(config):
     compile_with(config, model(DENSE), dims={"batch": 3})
     stages = []

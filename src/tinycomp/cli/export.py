@@ -31,6 +31,10 @@ def run(args: argparse.Namespace) -> int:
             f"{args.model} is compiled for {module.manifest.target}",
             hint="give the ONNX file, or an artifact compiled with --target cuda",
         )
+    if module.dims:
+        raise TinycompError(
+            f"the dimensions {', '.join(module.dims)} are open", hint="fix them: --dim NAME=SIZE"
+        )
     artifact = module.artifact
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)

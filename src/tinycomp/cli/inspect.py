@@ -132,11 +132,17 @@ def _value(info: onnx.ValueInfoProto) -> str:
 
 
 def _of_manifest(manifest: Manifest) -> dict[str, Any]:
-    return {
+    facts: dict[str, Any] = {
         "target": str(manifest.target),
         "made by": f"tinycomp {manifest.tinycomp}, llvmlite {manifest.llvmlite}",
         "inputs": [str(spec) for spec in manifest.inputs],
         "outputs": [str(spec) for spec in manifest.outputs],
+        "threads": manifest.max_threads,
+    }
+    if manifest.dims:  # the rest depends on sizes
+        return {**facts, "open_dimensions": {n: str(r) for n, r in manifest.dims.items()}}
+    return {
+        **facts,
         "parameters": manifest.parameters,
         "precision": _precision(manifest.options),
         "flops": sum(kernel.flops for kernel in manifest.kernels),
@@ -144,7 +150,6 @@ def _of_manifest(manifest: Manifest) -> dict[str, Any]:
         "distinct_kernels": len({kernel.name for kernel in manifest.kernels}),
         "arena_bytes": manifest.arena_bytes,
         "unshared_bytes": manifest.unshared_bytes,
-        "threads": manifest.max_threads,
         "groups": [
             {
                 "operators": k.label,

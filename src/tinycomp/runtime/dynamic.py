@@ -24,6 +24,7 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
+from ..config import Config
 from ..diagnostics import InputError, TinycompError
 from ..dims import DimRange
 from .arrays import as_array, check_names
@@ -34,6 +35,8 @@ from .profiler import Profile
 MAX_BUCKETS = 64
 MAX_VARIANTS = 16
 """Variants kept in memory besides the buckets; the least recently used goes first."""
+MEMORY_SHARE = 0.5
+"""Of the memory budget, for the weights and working memory of these variants."""
 
 Sizes = tuple[int, ...]
 
@@ -92,7 +95,8 @@ class DynamicModule(Module):
         num_threads: threads that one call may use.
 
     Attributes:
-        max_variants: how many variants are kept besides buckets.
+        max_variants, max_bytes: how many variants are kept besides buckets, and with how much
+            memory; each has weights of its own, since their layout depends on the sizes.
         not_padded: sizes that did not run in a larger bucket, and why.
     """
 
@@ -108,6 +112,7 @@ class DynamicModule(Module):
         self._specializer = specializer
         self.num_threads = num_threads or manifest.max_threads
         self.max_variants = MAX_VARIANTS
+        self.max_bytes = int(Config.from_environment().memory_budget * MEMORY_SHARE)
         self.not_padded: dict[Sizes, str] = {}
         self._names = tuple(manifest.dims)
         self._artifacts = dict(variants or {})
@@ -278,14 +283,20 @@ class DynamicModule(Module):
     def _evict(self) -> None:
         """Forget the least recently used variants that are no buckets; the lock is held."""
         movable = [s for s in self._variants if not self._is_bucket(s)]
-        for sizes in movable[: max(0, len(movable) - self.max_variants)]:
-            del self._variants[sizes]
+        held = sum(_bytes_of(self._variants[s]) for s in movable)
+        while len(movable) > self.max_variants or (len(movable) > 1 and held > self.max_bytes):
+            sizes = movable.pop(0)
+            held -= _bytes_of(self._variants.pop(sizes))
             self._artifacts.pop(sizes, None)
             self._routes = {k: r for k, r in self._routes.items() if r.sizes != sizes}
 
     def _is_bucket(self, sizes: Sizes) -> bool:
         ranges = self.dims.values()
         return all(size in r.buckets for size, r in zip(sizes, ranges, strict=True))
+
+
+def _bytes_of(module: Module) -> int:
+    return module.artifact.constants.nbytes + module.manifest.arena_bytes
 
 
 def bind_dims(specs: Sequence[ValueSpec], shapes: Sequence[Sequence[int]]) -> dict[str, int]:
