@@ -19,6 +19,7 @@ from tinycomp.relay.builder import Builder
 from tinycomp.relay.nodes import Atom, IRModule
 from tinycomp.relay.plan import BufferRef, Copy, KernelCall, Space
 from tinycomp.runtime.cuda import CudaModule
+from tinycomp.runtime.tensor_maps import encode_tensor_map
 from tinycomp.testing.gpu import run_on_cpu
 from tinycomp.tir.gpu_executor import run as execute
 from tinycomp.tir.nodes import PrimFunc
@@ -54,6 +55,7 @@ def start(
     """Enqueue one launch."""
     arguments: list[Any] = [np.uint64(addresses[i]) for i in launch.params]
     arguments += [np.uint64(workspace + offset) for offset in launch.workspace]
+    arguments += [encode_tensor_map(m, addresses[m.param]) for m in launch.maps]
     if launch.can_fail:
         arguments += [np.uint64(error), np.int32(1)]
     function(launch.grid, launch.block, tuple(arguments), launch.dynamic_shared, stream)

@@ -21,6 +21,10 @@ from tinycomp.precision import Precision
 from tinycomp.testing.graph_builder import seeded_inputs
 from tinycomp.testing.models import builders
 
+PEERS = {  # by the end of the case's name; autotuning takes minutes for each model
+    "": ("torch graph", "torch.compile reduce-overhead", "jax"),
+    "/autotune": ("torch graph", "torch.compile max-autotune"),
+}
 Prepared = tuple[list[np.ndarray], Timed]
 
 
@@ -30,12 +34,19 @@ def cases() -> list[Case]:
     ]
     plan += [(name, "bf16", 32) for name in ("resnet50", "bert_base", "vit_base")]
     return [
-        Case(f"{name}/{precision}/b{batch}", functools.partial(_run, name, precision, batch), 240)
+        Case(
+            f"{name}/{precision}/b{batch}{suffix}",
+            functools.partial(_run, name, precision, batch, peers),
+            240,
+        )
+        for suffix, peers in PEERS.items()
         for name, precision, batch in plan
     ]
 
 
-def _run(name: str, precision: str, batch: int, env: Env) -> Iterator[Row]:
+def _run(
+    name: str, precision: str, batch: int, peers: tuple[str, ...], env: Env
+) -> Iterator[Row]:
     builder, sizes = SIZES[name]
     model = builders()[builder](**sizes, batch=batch)  # type: ignore[arg-type]
     program = compile_module(env, model, precision)
@@ -49,6 +60,8 @@ def _run(name: str, precision: str, batch: int, env: Env) -> Iterator[Row]:
     engines: dict[str, Timed] = {}
     errors: dict[str, float] = {}
     for engine, build in _engines(name, program, arrays, inputs, precision).items():
+        if engine.startswith(("torch", "jax")) and engine not in peers:
+            continue
         try:
             got, timed = build()
         except Exception as error:  # another engine's failure is a row, and ours still counts

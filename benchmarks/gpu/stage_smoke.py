@@ -100,17 +100,19 @@ def integers() -> Iterator[Case]:
 
 
 def products() -> Iterator[Case]:
-    """One product of matrices through each format of the tensor cores, by the default schedule."""
+    """Small products through each format of the tensor cores, by the default schedules: one warp's
+    instructions, and tile programs with copies by the TMA unit where the GPU has it."""
     from stage_correctness import product_row
 
     for dtype, precision in (
         ("float16", "fp32"), ("bfloat16", "fp32"), ("float32", "tf32"), ("float32", "fp32"),
     ):  # fmt: skip
         name = dtype if precision == "fp32" else precision
-        yield Case(
-            f"product/{name}",
-            lambda env, d=dtype, p=precision: product_row(env, (96, 72, 64), d, p),
-        )
+        for sizes in ((96, 72, 64), (64, 256, 128), (192, 136, 200)):
+            yield Case(
+                f"product/{'x'.join(map(str, sizes))}/{name}",
+                lambda env, s=sizes, d=dtype, p=precision: product_row(env, s, d, p),
+            )
 
 
 def instructions() -> Iterator[Case]:
