@@ -11,9 +11,24 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..diagnostics import InternalError
-from ..ir.expr import TRUE, Call, Expr, IntImm, Load, Var, as_int, variables
-from ..ir.node import preorder
+from ..ir.expr import (
+    TRUE,
+    Binary,
+    Broadcast,
+    Call,
+    Expr,
+    IntImm,
+    Load,
+    Ramp,
+    Var,
+    as_int,
+    variables,
+)
+from ..ir.node import fold, preorder
+from ..te.evaluate_expr import BINARY
 from ..tir.nodes import Alloc, Buffer, Evaluate, For, ForKind, If, PrimFunc, Scope, Seq, Stmt, Store
 from . import memory
 from .builder import ELEMENT, FunctionBuilder, ModuleBuilder, Value, literal
@@ -22,6 +37,40 @@ from .runtime_abi import PARALLEL_FOR
 
 STACK_LIMIT = 256 * 1024
 """Bytes up to which a LOCAL buffer is put on the stack, later into registers if it can be."""
+
+
+def only_lane(predicate: Expr | None) -> int | None:
+    """The lane that a constant mask lets through, if it is one of several.
+
+    >>> from tinycomp.ir.expr import Binary, BinaryOp, Broadcast, Ramp, const
+    >>> lanes = Ramp(const(16), const(1), 8)
+    >>> only_lane(Binary(BinaryOp.LT, lanes, Broadcast(const(17), 8)))
+    0
+    >>> only_lane(Binary(BinaryOp.LT, lanes, Broadcast(const(18), 8)))
+    """
+    if predicate is None or predicate.lanes == 1:
+        return None
+    mask = fold(predicate, _constant_lanes)
+    if mask is None or np.count_nonzero(mask) != 1:
+        return None
+    return int(np.argmax(mask))
+
+
+def _constant_lanes(node: Any, parts: list[Any]) -> Any:
+    """The value of every lane; None where it is not constant."""
+    if any(part is None for part in parts):
+        return None
+    match node:
+        case IntImm():
+            return np.asarray(node.value)
+        case Ramp():
+            return parts[0] + parts[1] * np.arange(node.count)
+        case Broadcast():
+            return np.broadcast_to(parts[0], node.count)
+        case Binary():
+            return BINARY[node.op](*parts)
+        case _:
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +223,12 @@ class StatementEmitter:
             memory.scatter(self.b, base, dtype, index, self.b.splat(value, index.lanes), mask)
             return
         value = self.b.splat(value, access.lanes)
+        lane = None if mask is None else only_lane(stmt.predicate)
+        if lane is not None:
+            # LLVM 22 makes a truncation and such a masked store one scalar store of the wide type
+            index = evaluate(access.index + lane)
+            memory.store(self.b, base, dtype, index, self.b.extract(value, lane), None)
+            return
         memory.store(self.b, base, dtype, index, value, mask)
 
     def _loop(self, loop: For, work: list[Any]) -> None:

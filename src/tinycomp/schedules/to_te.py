@@ -86,11 +86,12 @@ class ExcessPrecision:
         self._wide: dict[Tensor, Tensor] = {}
 
     def applies(self, op: Op, arguments: Sequence[Tensor], type_: Type) -> bool:
-        """Whether an operator gives a 16-bit float for each 16-bit float, by arithmetic."""
+        """Whether an operator computes a 16-bit float from 16-bit floats: arithmetic, or what may
+        share a kernel with it row by row."""
         return (
             isinstance(type_, TensorType)
             and _is_short(type_.dtype)
-            and op.pattern <= OpPattern.BROADCAST
+            and (op.pattern <= OpPattern.BROADCAST or op.stitchable)
             and not op.view
             and all(t.dtype in (type_.dtype, DType.BOOL) for t in arguments)
             and any(t.dtype is type_.dtype for t in arguments)

@@ -32,15 +32,15 @@ FOLLOWING = frozenset(
     {
         "abs", "add", "clip", "copy", "divide", "erf", "maximum", "minimum", "multiply", "negative",
         "nn.leaky_relu", "nn.relu", "sigmoid", "subtract", "tanh", "where",
-        "nn.avg_pool2d", "nn.max_pool2d",
+        "nn.avg_pool2d", "nn.layer_norm", "nn.log_softmax", "nn.lrn", "nn.max_pool2d", "nn.softmax",
         "broadcast_to", "concatenate", "gather", "gather_nd", "image.resize", "nn.pack_conv2d",
         "nn.pack_matmul", "nn.pad", "reshape", "reverse_sequence", "strided_slice", "take", "tile",
         "transpose", "trilu",
     }
 )  # fmt: skip
-"""In the short format if all their operands have one: movement of data, and cheap arithmetic whose
-results are about as large as its operands. All others (exp, logarithms, powers, square roots,
-normalisations, softmax, sums) stay in float32."""
+"""Stored in the short format if all their operands are: movement of data, cheap arithmetic whose
+results are about as large as its operands, and what computes in float32 inside (normalisations,
+softmax, pooling). All others (exp, logarithms, powers, square roots, sums) stay in float32."""
 
 
 _OPERANDS = {"nn.attention": 3}
