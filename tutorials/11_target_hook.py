@@ -2,19 +2,19 @@
 # # A hook for a target
 #
 # A processor has an instruction, and the compiler shall use it for an operator. This tutorial takes
-# `vpdpbusd` (tutorial 7) from ONNX to machine code, from outside of tinycomp: a graph pass finds the
-# place and packs the weights, an operator of its own stands for it, its schedule calls the
+# `vpdpbusd` (tutorial 7) from ONNX to machine code, from outside of tinycomp: a graph pass finds
+# the place and packs the weights, an operator of its own stands for it, its schedule calls the
 # instruction, and a lowering pass looks at the loops that come out. All of it is one `Extension`,
 # given to `tinycomp.compile` together with the target; other models are compiled as before.
 # (For this instruction tinycomp has the same inside, see `relay/passes/byte_products.py` and
-# `schedules/matmul_bytes.py`. Passes of an extension come first, so here they find the place first.)
+# `schedules/matmul_bytes.py`. Passes of an extension come first, so here they win.)
 
 # %%
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ LANES, QUAD = 16, 4  # outputs and products of one instruction
 # ## The model
 #
 # `MatMulInteger` multiplies uint8 activations with constant int8 weights. tinycomp imports it as
-# casts to int32 and a product of int32.
+# casts to int32 and a product of int32; for a machine without the instruction, that is it.
 
 # %%
 m, k, n = 120, 512, 256
@@ -57,7 +57,9 @@ graph = helper.make_graph(
     [numpy_helper.from_array(weights, "w")],
 )
 model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-plain = tinycomp.compile(model, opt_level=1)  # without packed weights, and without the above
+host = Target.host()
+without = replace(host, features=f"{host.features},-avx512vnni,-avxvnni")
+plain = tinycomp.compile(model, target=without)
 print(plain.ir("relay"))
 
 # %% [markdown]
@@ -226,7 +228,6 @@ extension = tinycomp.Extension(
     schedules={"dot4": schedule},
     lowering=(count_instructions,),
 )
-host = Target.host()
 hooked = tinycomp.compile(model, target=host, extension=extension)
 print(hooked.ir("relay"))
 print("instructions in the loops:", instructions)
