@@ -123,7 +123,8 @@ def _axes(func: PrimFunc, root: Stmt) -> _Axes:
             raise ScheduleError(
                 f"{func.name}: loop {stmt.var.name!r} is bound to {stmt.thread}, but other loops "
                 "or statements are around it",
-                hint="reorder the loops over blocks outermost",
+                hint="reorder the loops over blocks outermost; around the time of a scan, "
+                "env_threads moves them there",
                 span=func.span,
             )
         if stmt.thread.startswith("vthread"):
