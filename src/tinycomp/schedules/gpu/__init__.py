@@ -23,6 +23,7 @@ from ...tir.tree import statements
 from ..collapse import collapse_dims
 from ..common import Kernel, inline_injective
 from ..to_te import Compute, to_te
+from .arg_reduction import expand_arg_reduction
 from .attention import expand_attention
 from .bind import bind_unbound
 from .conv import expand_conv2d, merge_pixels
@@ -45,6 +46,8 @@ def expansions(target: Target) -> dict[str, Compute]:
         "nn.matmul": lambda *call: expand_skinny(*call) or matmul(*call),
         "nn.conv2d": partial(expand_conv2d, arch=target.arch),
         "nn.attention": expand_attention,
+        "argmax": partial(expand_arg_reduction, "argmax"),
+        "argmin": partial(expand_arg_reduction, "argmin"),
     }
 
 

@@ -27,7 +27,7 @@ from ...tir.nodes import Buffer, For, ForKind, If, Scope, Seq, Stmt, Store
 from ...tir.passes.bind_threads import REDUCE_THREADS
 from ...types import TensorType
 from .attention_parts import combine_parts
-from .loops import allocated, inside, loop, rolled, threads, unrolled, vector
+from .loops import allocated, inside, loop, rolled, rows_of, threads, unrolled, vector
 
 _SIDE = 16  # threads of a block in each direction
 _WIDE = 4  # elements of one access of shared memory
@@ -400,7 +400,7 @@ class _Attention:
 
         return [
             threads(_SIDE, _SIDE, find),
-            _of_rows(combine),
+            rows_of(_SIDE, combine),
             threads(_SIDE, _SIDE, self._weigh(raised)),
         ]
 
@@ -536,7 +536,7 @@ class _Attention:
 
             return unrolled("r", tile.rows, row)
 
-        return [_of_rows(start), threads(_SIDE, _SIDE, write)]
+        return [rows_of(_SIDE, start), threads(_SIDE, _SIDE, write)]
 
     def _note(self, total: Buffer, y: Var, r: Expr) -> list[Stmt]:
         """The largest score and the sum of a row, for who adds up the parts."""
@@ -550,12 +550,6 @@ class _Attention:
         )
         fits = self.sizes.queries % self.query_tile == 0
         return [note if fits else If(i < self.sizes.queries, note) for note in notes]
-
-
-def _of_rows(body: Any) -> Stmt:
-    """What the threads of a row do together."""
-    y = Var("y")
-    return For(y, const(0), const(_SIDE), body(y), ForKind.THREAD, "threadIdx.y")
 
 
 def _broadcast(mask: Buffer, index: Sequence[Expr]) -> Expr:

@@ -40,6 +40,12 @@ def threads(rows: int, columns: int, body: Callable[[Var, Var], Stmt]) -> Stmt:
     return For(y, const(0), const(rows), inner, ForKind.THREAD, "threadIdx.y")
 
 
+def rows_of(rows: int, body: Callable[[Var], Stmt]) -> Stmt:
+    """What the threads of each threadIdx.y do together."""
+    y = Var("y")
+    return For(y, const(0), const(rows), body(y), ForKind.THREAD, "threadIdx.y")
+
+
 def allocated(buffers: Sequence[Buffer], stmt: Stmt) -> Stmt:
     """`stmt` with scratch memory around it."""
     for buffer in reversed(buffers):
