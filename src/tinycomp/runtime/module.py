@@ -173,10 +173,18 @@ class Module:
         )
 
     def pad(self, value: Any, spec: ValueSpec) -> Any:
-        """An array in the larger shape of `spec`, on the side (host or device) where it is."""
+        """An array in the larger shape of `spec`, on the side (host or device) where it is.
+
+        The last elements along each axis are repeated, which are values that the model takes.
+        """
         array = check_input(value, replace(spec, shape=as_array(value, spec.name).shape))
-        widths = [(0, w - h) for h, w in zip(array.shape, _static(spec), strict=True)]
-        return np.pad(array, widths, mode="edge")
+        padded = allocate(_static(spec), array.dtype, _nbytes(spec))[0]
+        padded[tuple(slice(n) for n in array.shape)] = array
+        for axis, (have, want) in enumerate(zip(array.shape, padded.shape, strict=True)):
+            if have < want:
+                before = (slice(None),) * axis
+                padded[(*before, slice(have, None))] = padded[(*before, slice(have - 1, have))]
+        return padded
 
     def save(self, path: str | Path) -> None:
         """Write the artifact, one file that `tinycomp.load` and `tinycomp run` take."""
