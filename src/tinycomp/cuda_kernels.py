@@ -77,7 +77,7 @@ def generate_cuda(
     """te, schedule, tir and CUDA C++ of one primitive function."""
     name = kernel_name(function)
     func = build_kernel(function, target, name, extension)
-    return emit_cuda(func, target.arch, label_of(function))
+    return emit_cuda(func, target.arch, label_of(function), target.programmatic)
 
 
 def compile_cuda_kernels(

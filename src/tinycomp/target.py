@@ -31,6 +31,7 @@ class Target:
         vector_registers: how many there are; register tiles are chosen by this.
         l1_bytes, l2_bytes: data cache per core.
         arch: "sm_90a" and the like, for CUDA.
+        programmatic: whether CUDA kernels may be launched before those ahead of them end (-pdl).
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Target:
     l1_bytes: int = 32 * 1024
     l2_bytes: int = 1024 * 1024
     arch: str = ""
+    programmatic: bool = False
 
     def lanes(self, dtype: DType) -> int:
         """Elements of `dtype` in one vector register."""
@@ -66,7 +68,7 @@ class Target:
     @staticmethod
     def parse(text: str | Target) -> Target:
         """A target from text: `llvm`, `llvm -mcpu=NAME [-mtriple=T] [-mattr=+a,-b]`, `cpu`,
-        `cuda [-arch=sm_90a]`; without an architecture the compiler chooses one.
+        `cuda [-arch=sm_90a] [-pdl]`; without an architecture the compiler chooses one.
 
         Raises:
             TinycompError: unknown kind or option.
@@ -81,21 +83,25 @@ class Target:
         values: dict[str, str] = {}
         for option in options:
             name, _, value = option.partition("=")
-            if name not in ("-mcpu", "-mtriple", "-mattr", "-arch"):
+            if name not in ("-mcpu", "-mtriple", "-mattr", "-arch", "-pdl"):
                 raise TinycompError(
                     f"unknown option {option!r} of target {text!r}",
-                    hint="known options: -mcpu=, -mtriple=, -mattr=, -arch=",
+                    hint="known options: -mcpu=, -mtriple=, -mattr=, -arch=, -pdl",
                 )
             values[name] = value
         if kind == "cuda":
-            return Target("cuda", arch=_cuda_arch(values.get("-arch", "")))
+            arch = _cuda_arch(values.get("-arch", ""))
+            if "-pdl" in values and arch and int(arch.removeprefix("sm_").rstrip("af")) < 90:
+                raise TinycompError(f"-pdl (programmatic launches) needs sm_90, not {arch}")
+            return Target("cuda", arch=arch, programmatic="-pdl" in values)
         if not values:
             return Target.host()
         return _cross(values.get("-mcpu", ""), values.get("-mtriple", ""), values.get("-mattr", ""))
 
     def __str__(self) -> str:
         if self.kind == "cuda":
-            return f"cuda -arch={self.arch}" if self.arch else "cuda"
+            arch = f" -arch={self.arch}" if self.arch else ""
+            return f"cuda{arch}{' -pdl' if self.programmatic else ''}"
         return f"llvm -mcpu={self.cpu} ({self.triple}, {self.vector_bits}-bit vectors)"
 
 

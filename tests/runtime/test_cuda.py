@@ -39,10 +39,9 @@ def config(tmp_path_factory):
 def device(config):
     """`device(text)` compiles a model and gives its module on a device of its own."""
 
-    def make(text, **options):
-        artifact = compile_with(
-            config, parser.parse_model(HEADER + text), target="cuda -arch=sm_90a"
-        ).artifact
+    def make(text, target="cuda -arch=sm_90a", **options):
+        proto = parser.parse_model(HEADER + text)
+        artifact = compile_with(config, proto, target=target).artifact
         driver = FakeDriver(artifact, **options)
         return CudaModule(artifact, driver=driver, arrays=FakeArrays(driver)), driver
 
@@ -223,6 +222,22 @@ def test_loops(device):
     for count in (0, 1, 4, 2):
         got = module.run({"x": x, "n": np.array(count)})["y"]
         np.testing.assert_array_equal(got, x * 2**count)
+
+
+def test_programmatic_launches(device):
+    module, driver = device(CHAIN, target="cuda -arch=sm_90a -pdl")
+    x, y = data()
+    check(module.run({"x": x, "y": y}), chain(x, y))
+    assert driver.programmatic == driver.launches >= 2
+    kernels = module.ir("cuda").split("__global__")[1:]
+    assert len(kernels) >= 2
+    for kernel in kernels:
+        wait = kernel.index("griddepcontrol.wait")
+        assert "[" not in kernel[:wait]  # nothing is read before
+    assert "griddepcontrol" not in device(CHAIN)[0].ir("cuda")
+    assert str(module.manifest.target) == "cuda -arch=sm_90a -pdl"
+    with pytest.raises(TinycompError, match="needs sm_90, not sm_80"):
+        device(CHAIN, target="cuda -arch=sm_80 -pdl")
 
 
 def test_several_modules_on_one_device(config):

@@ -24,6 +24,7 @@ extern "C" __global__ void __launch_bounds__(256) main_(
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,11 @@ _RESERVED = (
 )
 
 
+# Returns when all kernels ahead are complete and what they wrote can be seen (PTX ISA,
+# griddepcontrol).
+_WAIT_FOR_PREDECESSOR = 'asm volatile("griddepcontrol.wait;" ::: "memory");'
+
+
 @dataclass(frozen=True, slots=True)
 class CudaKernel:
     """A function in CUDA C++ and how to launch it.
@@ -94,11 +100,15 @@ class CudaKernel:
         return any(launch.can_fail for launch in self.launches)
 
 
-def emit_cuda(func: PrimFunc, arch: str = "sm_90a", comment: str = "") -> CudaKernel:
+def emit_cuda(
+    func: PrimFunc, arch: str = "sm_90a", comment: str = "", programmatic: bool = False
+) -> CudaKernel:
     """The CUDA C++ of a lowered function.
 
     Args:
         comment: text above the kernels.
+        programmatic: let kernels be launched before the one ahead of them ends; they wait for it
+            themselves (programmatic dependent launch). Asynchronous tile programs are left out.
 
     Raises:
         ScheduleError: a launch is over the limits of `arch`.
@@ -115,7 +125,11 @@ def emit_cuda(func: PrimFunc, arch: str = "sm_90a", comment: str = "") -> CudaKe
         name = _identifier(func.name if len(roots) == 1 else f"{func.name}_{index}")
         kind = TileEmitter if isinstance(root, TileProgram) else KernelEmitter
         emitter = kind(func, name, workspace, has_async_copies(arch))
+        early = programmatic and kind is KernelEmitter
+        if early:
+            emitter.out.line(_WAIT_FOR_PREDECESSOR)
         text, launch = emitter.run(root)
+        launch = dataclasses.replace(launch, programmatic=early)
         check_launch(launch, arch, func.span)
         launches.append(launch)
         texts.append(text)

@@ -70,6 +70,7 @@ class Launch:
         can_fail: whether `int* error, int error_code` come last.
         cluster: blocks of a cluster in x, y, z; the kernel says so itself.
         maps: 128-byte tensor maps, passed by value after the pointers.
+        programmatic: whether it may begin before the launch ahead ends; the kernel waits itself.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Launch:
     can_fail: bool
     cluster: tuple[int, int, int] = (1, 1, 1)
     maps: tuple[TensorMapSpec, ...] = ()
+    programmatic: bool = False
 
     @property
     def threads(self) -> int:

@@ -305,8 +305,9 @@ class Frame:
                 number = self.program.numbers[id(call)]
                 arguments += [ctypes.c_uint64(self.error), ctypes.c_int32(number + 1)]
             self.driver.launch(
-                function, launch.grid, launch.block, launch.dynamic_shared, stream, arguments
-            )
+                function, launch.grid, launch.block, launch.dynamic_shared, stream, arguments,
+                launch.programmatic,
+            )  # fmt: skip
 
     def _address(self, ref: BufferRef, bound: Bound) -> int:
         if ref.space is Space.INPUT:

@@ -79,7 +79,7 @@ class FakeDriver:
         kernels: gives the launches and the loop IR of machine code that is in no artifact.
 
     Attributes:
-        launches, graph_launches, captures, synchronizations: how many there were.
+        launches, programmatic, graph_launches, captures, synchronizations: how many there were.
     """
 
     def __init__(
@@ -106,6 +106,7 @@ class FakeDriver:
         self._capturing: dict[int, list[Work]] = {}
         self._clock = itertools.count(1)
         self.launches = self.graph_launches = self.captures = self.synchronizations = 0
+        self.programmatic = 0
 
     # -- the device ----------------------------------------------------------------------------
 
@@ -273,7 +274,10 @@ class FakeDriver:
             raise refuse("cuLaunchKernel", "CUDA_ERROR_INVALID_VALUE")
         if (grid, block) != (kernel.launch.grid, kernel.launch.block):
             raise refuse("cuLaunchKernel", "CUDA_ERROR_INVALID_VALUE")
+        if programmatic != kernel.launch.programmatic:
+            raise refuse("cuLaunchKernelEx", "CUDA_ERROR_INVALID_VALUE")
         self.launches += 1
+        self.programmatic += programmatic
         work = self._bind(kernel, arguments)
         self._give("cuLaunchKernel", stream, work)
 
