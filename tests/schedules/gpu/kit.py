@@ -13,6 +13,7 @@ from tinycomp.relay.nodes import Call, Function
 from tinycomp.relay.pass_infra import PassContext
 from tinycomp.relay.passes.fuse_ops import FuseOps
 from tinycomp.schedules import build_kernel
+from tinycomp.schedules.gpu import default_gpu_schedule
 from tinycomp.target import Target
 from tinycomp.tir.gpu_executor import run
 
@@ -31,10 +32,15 @@ def fused(make, *inputs):
     return function
 
 
-def kernel(make, *inputs):
-    """The kernel for a GPU."""
-    function = fused(make, *inputs)
-    return build_kernel(function, TARGET, kernel_name(function))
+def kernel(make, *inputs, arch="sm_90a"):
+    """The kernel for a GPU, of its own schedule: not the plain one in place of a refused one."""
+    return built(fused(make, *inputs), Target.parse(f"cuda -arch={arch}"))
+
+
+def built(function, target=TARGET):
+    name = kernel_name(function)
+    default_gpu_schedule(function, target, name)  # what it refuses is an error here
+    return build_kernel(function, target, name)
 
 
 def launches(make, *inputs):
@@ -44,7 +50,7 @@ def launches(make, *inputs):
 def check(make, *inputs, seed=0, rtol=1e-5, atol=1e-6, low=-3.0, high=3.0):
     """The kernel on the executor, with races looked for, against relay's interpreter."""
     function = fused(make, *inputs)
-    func = build_kernel(function, TARGET, kernel_name(function))
+    func = built(function)
     rng = np.random.default_rng(seed)
     arrays = [(rng.uniform(low, high, shape)).astype(DType(dtype).numpy) for shape, dtype in inputs]
     wanted = evaluate(function, arrays)

@@ -116,7 +116,10 @@ def _lowered(schedule: Schedule) -> PrimFunc:
 
 
 def _shared_bytes(func: PrimFunc) -> int:
-    roots = func.body.stmts if isinstance(func.body, Seq) else (func.body,)
+    body = func.body
+    while isinstance(body, Alloc) and body.buffer.scope is Scope.GLOBAL:
+        body = body.body
+    roots = body.stmts if isinstance(body, Seq) else (body,)
     sizes = [
         shared_bytes(
             s.buffer

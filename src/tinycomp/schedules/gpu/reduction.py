@@ -171,23 +171,31 @@ def _bind_columns(
     target.bind(column, "threadIdx.x")
     stage = kernel.schedule[accumulator]
     spatial = len(outside) + 1
-    stage.compute_at(target, block)
-    stage = kernel.schedule[accumulator]
-    own = [a for a in stage.axes if a is not block]
-    reduced = own[spatial:]
-    axis = stage.fuse(*reduced) if len(reduced) > 1 else reduced[0]
+    reduced = stage.axes[spatial:]
+    axis = stage.fuse(*reduced)
     share = min(THREADS // columns, 1 << max(1, extent_of(stage, axis) // _FEW).bit_length() - 1)
+    shared = sums = None
     if share > 1:
-        step, y = stage.split(axis, factor=share)
-        partial = kernel.schedule[kernel.schedule.rfactor(accumulator, y, factor_axis=0)]  # type: ignore[index]
-        loops = [a for a in partial.axes if a is not block]
-        partial.bind(next(a for a in loops if a is y), "threadIdx.y")
-        _unroll_window(partial, [next(a for a in loops if a is step)])
-        _bind_last_spatial(partial, [a for a in loops if a is not y and a is not step])
-        stage.unroll(stage.axes[-1])
+        _, y = stage.split(axis, factor=share)
+        shared = kernel.schedule.rfactor(accumulator, y, factor_axis=0)
+        sums = kernel.schedule.cache_write(shared, "local")
+    stage = _compute_at(kernel, accumulator, target, block)
+    if shared is None or sums is None:
+        _unroll_window(stage, stage.axes[-1:])
     else:
-        _unroll_window(stage, [axis])
+        stage.unroll(stage.axes[-1])
+        partial = _compute_at(kernel, shared, target, block)
+        y, *own = [a for a in partial.axes if a is not block]
+        partial.bind(y, "threadIdx.y")
+        _bind_last_spatial(partial, own)
+        total = _compute_at(kernel, sums, partial, own[-1])
+        _unroll_window(total, total.axes[-1:])
     _bind_last_spatial(stage, [a for a in stage.axes if a is not block][:spatial])
+
+
+def _compute_at(kernel: Kernel, tensor: Tensor | CachedTensor, target: Stage, axis: Var) -> Stage:
+    kernel.schedule[tensor].compute_at(target, axis)
+    return kernel.schedule[tensor]
 
 
 def _bind_last_spatial(stage: Stage, axes: list[Var]) -> None:

@@ -259,11 +259,24 @@ def _bind_row(stage: Stage, axis: Var, plan: RowPlan) -> None:
         return
     lanes = plan.lanes if extent % plan.lanes == 0 else 1
     step, thread, lane = stage.split(axis, factors=[None, plan.threads, lanes])
-    if extent_of(stage, step) <= _HELD:
-        stage.unroll(step)
+    _unroll(stage, step, plan)
     stage.bind(thread, "threadIdx.x")
     if lanes > 1:
         stage.vectorize(lane)
+
+
+def _unroll(stage: Stage, step: Var, plan: RowPlan) -> None:
+    """All steps of a thread through what it holds in registers; a few of those through memory."""
+    if plan.memory is Memory.REGISTERS and extent_of(stage, step) <= _HELD:
+        stage.unroll(step)
+    else:
+        _, inner = stage.split(step, factor=_dividing(extent_of(stage, step), 2 * _LOADS))
+        stage.unroll(inner)
+
+
+def _dividing(extent: int, most: int) -> int:
+    """The largest divisor of `extent` up to `most`."""
+    return max(n for n in range(1, most + 1) if extent % n == 0)
 
 
 def _place(
@@ -303,15 +316,15 @@ def _reduce_across(kernel: Kernel, tensor: Tensor | CachedTensor, axis: Var, pla
     partial.unroll(next(a for a in loops if a is lane))
     if plan.memory is Memory.GLOBAL:
         _read_vectors(kernel, partial, outer, plan)
-    elif extent_of(partial, outer) <= _HELD:
-        partial.unroll(outer)
+    else:
+        _unroll(partial, outer, plan)
 
 
 def _read_vectors(kernel: Kernel, partial: Stage, step: Var, plan: RowPlan) -> None:
     """Several vectors of each input at once, then their reduction."""
     steps = extent_of(partial, step)
-    dividing = max(n for n in range(1, _LOADS + 1) if steps % n == 0)
-    _, inner = partial.split(step, factor=_LOADS if steps >= 4 * _LOADS else dividing)
+    together = _LOADS if steps >= 4 * _LOADS else _dividing(steps, _LOADS)
+    _, inner = partial.split(step, factor=together)
     partial.unroll(inner)
     if plan.lanes == 1:
         return

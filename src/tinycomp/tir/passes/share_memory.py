@@ -28,9 +28,15 @@ def share_memory(func: PrimFunc) -> PrimFunc:
     Buffers live from the first to the last statement of the threads' program that touches them.
     Before a statement that takes memory over, all threads meet.
     """
-    roots = func.body.stmts if isinstance(func.body, Seq) else (func.body,)
-    done = tuple(_launch(root) for root in roots)
-    return replace(func, body=Seq(done) if isinstance(func.body, Seq) else done[0])
+    around: list[Alloc] = []
+    body = func.body
+    while isinstance(body, Alloc) and body.buffer.scope is Scope.GLOBAL:  # between launches
+        around.append(body)
+        body = body.body
+    result = Seq(tuple(map(_launch, body.stmts))) if isinstance(body, Seq) else _launch(body)
+    for alloc in reversed(around):
+        result = replace(alloc, body=result)
+    return replace(func, body=result)
 
 
 def size_of(buffer: Buffer) -> int:

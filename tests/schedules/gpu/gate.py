@@ -1,0 +1,182 @@
+"""Kernels that stand for all kinds of GPU kernels, and what their machine code may use.
+
+`gate.json` holds the registers of each, as recorded by
+
+    python -m tests.schedules.gpu.gate
+
+which is run again when schedules or code generation change on purpose; the difference of the file
+is then part of the review.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tinycomp.codegen.cuda import emit_cuda
+from tinycomp.codegen.nvrtc import Cubin, compile_cuda
+from tinycomp.ops.conv import Conv2dAttrs
+from tinycomp.ops.index import AxisAttrs, CumsumAttrs, TopkAttrs
+from tinycomp.ops.matmul import MatmulAttrs
+from tinycomp.ops.norm import LayerNormAttrs
+from tinycomp.ops.pool import Pool2dAttrs
+from tinycomp.ops.reduce import ArgReduceAttrs, ReduceAttrs
+from tinycomp.ops.resize import ResizeAttrs
+from tinycomp.ops.shape import ConcatenateAttrs, TransposeAttrs
+
+from . import kit
+
+RECORDS = Path(__file__).with_name("gate.json")
+Case = tuple[Callable[..., Any], tuple[Any, ...]]
+F, H = "float32", "float16"
+
+
+def one(op: str, attrs: Any = None) -> Callable[..., Any]:
+    """One operator."""
+    return lambda b, *args: b.call(op, *args, **({} if attrs is None else {"attrs": attrs}))
+
+
+def chain(*ops: str) -> Callable[..., Any]:
+    """Operators of one operand, one after the other."""
+
+    def make(b: Any, x: Any) -> Any:
+        for op in ops:
+            x = b.call(op, x)
+        return x
+
+    return make
+
+
+def _elementwise() -> dict[str, Case]:
+    gelu = chain("tanh", "exp", "sigmoid", "erf", "sqrt")
+    return {
+        "add 64M": (one("add"), (((8192, 8192), F), ((8192, 8192), F))),
+        "add small": (one("add"), (((128, 768), F), ((768,), F))),
+        "add f16": (one("add"), (((8192, 8192), H), ((8192, 8192), H))),
+        "add odd rows": (one("add"), (((8192, 1023), F), ((1023,), F))),
+        "functions": (gelu, (((4096, 4096), F),)),
+        "functions f16": (gelu, (((4096, 4096), H),)),
+        "where": (one("where"), (((2048, 2048), "bool"), ((2048, 2048), F), ((2048, 2048), F))),
+        "int8": (one("add"), (((4096, 4096), "int8"), ((4096, 4096), "int8"))),
+        "float64": (chain("exp"), (((1024, 1024), "float64"),)),
+        "transpose": (one("transpose", TransposeAttrs((1, 0))), (((4096, 4096), F),)),
+        "transpose f16": (one("transpose", TransposeAttrs((1, 0))), (((4096, 4096), H),)),
+        "transpose f64": (one("transpose", TransposeAttrs((1, 0))), (((999, 1000), "float64"),)),
+        "image to planes": (
+            one("transpose", TransposeAttrs((0, 3, 1, 2))), (((1, 224, 224, 3), F),),
+        ),
+        "heads": (one("transpose", TransposeAttrs((0, 2, 1, 3))), (((1, 128, 12, 64), F),)),
+        "concatenate": (one("concatenate", ConcatenateAttrs(1)), (((8, 64, 56, 56), F),) * 3),
+        "resize": (
+            one("image.resize", ResizeAttrs((2, 3), (112, 112), (2.0, 2.0), "linear")),
+            (((1, 64, 56, 56), F),),
+        ),
+        "take": (one("take", AxisAttrs(0)), (((30522, 768), F), ((1, 128), "int64"))),
+        "gather": (one("gather", AxisAttrs(1)), (((64, 1000), F), ((64, 10), "int64"))),
+    }  # fmt: skip
+
+
+def _rows() -> dict[str, Case]:
+    softmax = one("nn.softmax")
+    cases: dict[str, Case] = {
+        f"softmax {n}x{length}": (softmax, (((n, length), F),))
+        for n, length in (
+            (4096, 10), (8192, 64), (8192, 768), (128, 768), (2048, 4096), (64, 16384),
+            (64, 32768), (64, 50000), (64, 131072), (4096, 1031),
+        )
+    }  # fmt: skip
+    cases |= {
+        "softmax f16": (softmax, (((8192, 1024), H),)),
+        "log_softmax": (one("nn.log_softmax"), (((64, 30522), F),)),
+    }
+    layer_norm = one("nn.layer_norm", LayerNormAttrs())
+    for count, length, dtype in ((128, 768, F), (8192, 1024, F), (8192, 4096, H), (8, 16384, F)):
+        inputs = ((count, length), dtype), ((length,), dtype), ((length,), dtype)
+        cases[f"layer_norm {count}x{length} {dtype}"] = (layer_norm, inputs)
+    return cases
+
+
+def _reductions() -> dict[str, Case]:
+    def reduced(op: str, *axes: int) -> Callable[..., Any]:
+        return one(op, ReduceAttrs(axes))
+
+    return {
+        "sum of all": (reduced("sum", 0, 1), (((8192, 8192), F),)),
+        "sum of columns": (reduced("sum", 0), (((65536, 128), F),)),
+        "max of rows": (reduced("max", 1), (((8192, 4096), F),)),
+        "mean of planes": (reduced("mean", 2, 3), (((8, 2048, 7, 7), F),)),
+        "sum of batches": (reduced("sum", 0, 2, 3), (((32, 64, 112, 112), F),)),
+        "mean of tokens": (reduced("mean", 1), (((64, 49, 768), F),)),
+        "argmax of rows": (one("argmax", ArgReduceAttrs(1)), (((64, 50257), F),)),
+        "argmax of columns": (one("argmax", ArgReduceAttrs(1)), (((1, 21, 128, 128), F),)),
+        "cumsum": (one("cumsum", CumsumAttrs(1)), (((64, 512), F),)),
+        "topk": (one("topk", TopkAttrs(5, 1)), (((64, 1000), F),)),
+    }
+
+
+def _windows() -> dict[str, Case]:
+    def conv(
+        image: tuple[int, ...], weights: tuple[int, ...], dtype: str = F, **attrs: Any
+    ) -> Case:
+        return one("nn.conv2d", Conv2dAttrs(**attrs)), ((image, dtype), (weights, dtype))
+
+    def pool(op: str, size: int, stride: int, pad: int) -> Callable[..., Any]:
+        return one(op, Pool2dAttrs((size, size), (stride, stride), (pad,) * 4))
+
+    same = {"padding": (1, 1, 1, 1)}
+    return {
+        "conv stem": conv((1, 3, 224, 224), (64, 3, 7, 7), strides=(2, 2), padding=(3, 3, 3, 3)),
+        "conv 3x3": conv((1, 64, 56, 56), (64, 64, 3, 3), **same),
+        "conv 3x3 batch": conv((32, 256, 14, 14), (256, 256, 3, 3), **same),
+        "conv 1x1": conv((1, 256, 56, 56), (64, 256, 1, 1)),
+        "conv 3x3 f16": conv((8, 64, 56, 56), (64, 64, 3, 3), H, **same),
+        "depthwise 3x3": conv((1, 144, 56, 56), (144, 1, 3, 3), groups=144, **same),
+        "depthwise 7x7": conv((1, 96, 56, 56), (96, 1, 7, 7), groups=96, padding=(3, 3, 3, 3)),
+        "depthwise stride 2": conv(
+            (1, 96, 112, 112), (96, 1, 3, 3), groups=96, strides=(2, 2), **same
+        ),
+        "conv of few channels": conv((1, 16, 64, 64), (2, 16, 3, 3), **same),
+        "max_pool": (pool("nn.max_pool2d", 3, 2, 1), (((1, 64, 112, 112), F),)),
+        "avg_pool": (pool("nn.avg_pool2d", 2, 2, 0), (((1, 64, 112, 112), F),)),
+    }  # fmt: skip
+
+
+def _products() -> dict[str, Case]:
+    def matmul(a: tuple[int, ...], b: tuple[int, ...], dtype: str = F) -> Case:
+        return one("nn.matmul", MatmulAttrs()), ((a, dtype), (b, dtype))
+
+    return {
+        "matmul 1024": matmul((1024, 1024), (1024, 1024)),
+        "matmul bert": matmul((1, 128, 768), (768, 3072)),
+        "matmul odd": matmul((100, 77), (77, 50)),
+        "matmul batches": matmul((12, 128, 64), (12, 64, 128)),
+        "matvec": matmul((1, 1280), (1280, 1000)),
+        "matmul f16": matmul((1024, 1024), (1024, 1024), H),
+        "matmul bf16": matmul((512, 1024), (1024, 512), "bfloat16"),
+        "matmul f64": matmul((256, 256), (256, 256), "float64"),
+    }
+
+
+CASES: dict[str, Case] = _elementwise() | _rows() | _reductions() | _windows() | _products()
+
+
+def compiled(name: str, arch: str = "sm_90a") -> Cubin:
+    """The machine code of a case."""
+    make, inputs = CASES[name]
+    return compile_cuda(emit_cuda(kit.kernel(make, *inputs), arch).source, arch, f"{name}.cu")
+
+
+def registers(cubin: Cubin) -> list[int]:
+    return sorted(r.registers for r in cubin.kernels.values())
+
+
+def main() -> None:
+    records = {name: registers(compiled(name)) for name in CASES}
+    lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in records.items())
+    RECORDS.write_text("{\n" + lines + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()
