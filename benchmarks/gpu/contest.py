@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from device import Program, compile_graph, relative_error
 from harness import Env, Row, engine_failed
-from timing import CupyGraph, Timed, TorchGraph, measure, sets_for
+from timing import DriverGraph, Timed, TorchGraph, measure, sets_for
 
 from tinycomp.dtype import DType
 
@@ -114,10 +114,11 @@ def _tinycomp(
     program: Program, sets: list[list[np.ndarray]], weights: Sequence[int]
 ) -> tuple[np.ndarray, Timed]:
     inputs = [[a for i, a in enumerate(one) if i not in weights] for one in sets]
-    buffers = [program.buffers(one) for one in inputs]
-    program.cupy.cuda.runtime.deviceSynchronize()
-    graph = CupyGraph(lambda stream, i: program.enqueue(stream, buffers[i]), len(sets))
-    return program.results(buffers[0])[0], graph
+    frames = [program.frame(one) for one in inputs]
+    graph = DriverGraph(
+        program.driver, lambda i, stream: program.enqueue(frames[i], stream), len(sets)
+    )
+    return program.results(frames[0])[0], graph
 
 
 def _reference(inputs: list[np.ndarray], torch_call: Any) -> tuple[np.ndarray, None]:

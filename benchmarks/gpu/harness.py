@@ -20,7 +20,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tinycomp.runtime.cuda_driver import Driver
 
 Row = dict[str, Any]
 """`case`, `engine`, and what was found: `us`, `tflops`, `gbps`, `error`, `ok`, or `failed`."""
@@ -36,6 +39,7 @@ class Env:
 
     dry: bool
     arch: str
+    driver: Driver | None = None  # tests have one of their own
 
     @property
     def target(self) -> str:
@@ -196,7 +200,7 @@ def work(cases: Sequence[Case], env: Env, first: int) -> int:
         print(f"CASE {number}", flush=True)
         for row in guarded(cases[number], env):
             print("ROW " + json.dumps(row), flush=True)
-        if not env.dry and not _context_works():
+        if not env.dry and not _context_works(env):
             return BROKEN_CONTEXT
     return 0
 
@@ -222,12 +226,16 @@ def engine_failed(engine: str, error: Exception) -> Row:
     return {"engine": engine, "failed": f"{type(error).__name__}: {error}".strip()[:600]}
 
 
-def _context_works() -> bool:
-    import cupy
+def _context_works(env: Env) -> bool:
+    """Whether the GPU still does what it is told: an illegal access ends that for good."""
+    from tinycomp.diagnostics import TinycompError
+    from tinycomp.runtime.cuda_driver import open_driver
 
+    driver = env.driver or open_driver()
     try:
-        cupy.cuda.runtime.deviceSynchronize()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
+        driver.use()
+        driver.synchronize(0)
+    except TinycompError as error:
         print(f"the context is broken: {error}", flush=True)
         return False
     return True

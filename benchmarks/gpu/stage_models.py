@@ -15,7 +15,7 @@ import numpy as np
 from device import Program, compile_module
 from harness import Case, Env, Row, engine_failed
 from peers.models import MODELS, SIZES, folded, weights_of
-from timing import CupyGraph, HostLoop, Timed, TorchGraph, measure
+from timing import DriverGraph, HostLoop, Timed, TorchGraph, measure
 
 from tinycomp.precision import Precision
 from tinycomp.testing.graph_builder import seeded_inputs
@@ -44,9 +44,7 @@ def cases() -> list[Case]:
     ]
 
 
-def _run(
-    name: str, precision: str, batch: int, peers: tuple[str, ...], env: Env
-) -> Iterator[Row]:
+def _run(name: str, precision: str, batch: int, peers: tuple[str, ...], env: Env) -> Iterator[Row]:
     builder, sizes = SIZES[name]
     model = builders()[builder](**sizes, batch=batch)  # type: ignore[arg-type]
     program = compile_module(env, model, precision)
@@ -107,21 +105,31 @@ def _engines(
 
 def _tinycomp(program: Program, inputs: dict[str, np.ndarray]) -> Prepared:
     order = [inputs[spec.name] for spec in program.module.inputs]
-    buffers = program.buffers(order)
-    program.cupy.cuda.runtime.deviceSynchronize()
-    graph = CupyGraph(lambda stream, _: program.enqueue(stream, buffers))
-    graph.seconds(1)
-    return program.results(buffers), graph
+    frame = program.frame(order)
+    graph = DriverGraph(program.driver, lambda _, stream: program.enqueue(frame, stream))
+    return program.results(frame), graph
 
 
 def _tinycomp_run(program: Program, inputs: dict[str, np.ndarray]) -> Prepared:
-    """The public call with arrays on the device."""
-    cupy = program.cupy
-    held = {k: cupy.asarray(v) for k, v in inputs.items()}
-    loop = HostLoop(
-        lambda: program.module.run(held), lambda _: cupy.cuda.runtime.deviceSynchronize()
-    )
-    return [cupy.asnumpy(y) for y in program.module.run(held).values()], loop
+    """The public call with PyTorch's tensors as inputs and outputs, in place."""
+    import torch
+    from peers.torch_ops import on_device, to_numpy
+
+    module = program.module
+    held = {k: on_device(v) for k, v in inputs.items()}
+    out = {
+        spec.name: torch.empty(
+            tuple(int(d) for d in spec.shape), dtype=getattr(torch, spec.dtype), device="cuda"
+        )
+        for spec in module.outputs
+    }
+    stream = torch.cuda.current_stream()
+
+    def call() -> None:
+        module.run(held, out=out, stream=stream)
+
+    loop = HostLoop(call, lambda _: torch.cuda.synchronize())
+    return [to_numpy(y) for y in out.values()], loop
 
 
 def _torch(

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from tinycomp.runtime.cuda_driver import Driver
+
 ROUNDS = 9
 SAMPLE_SECONDS = 4e-3  # of one engine in one round
 L2_BYTES = 64 << 20
@@ -35,31 +37,28 @@ def sets_for(nbytes: int, most: int = 32) -> int:
     return min(most, max(1, -(-2 * L2_BYTES // max(nbytes, 1)))) if nbytes < 2 * L2_BYTES else 1
 
 
-class CupyGraph:
-    """`enqueue(stream, i)` for i in range(count), captured on a stream of CuPy."""
+class DriverGraph:
+    """`enqueue(i, stream)` for i in range(count), captured through tinycomp's driver."""
 
-    def __init__(self, enqueue: Callable[[Any, int], None], count: int = 1) -> None:
-        import cupy
-
-        self.cupy, self.count = cupy, count
-        self.stream = cupy.cuda.Stream(non_blocking=True)
-        with self.stream:
-            for i in range(count):  # loads modules and allocates before the capture
-                enqueue(self.stream, i)
-            self.stream.synchronize()
-            self.stream.begin_capture()
+    def __init__(self, driver: Driver, enqueue: Callable[[int, int], None], count: int = 1) -> None:
+        self.driver, self.count = driver, count
+        driver.use()
+        self.stream = driver.new_stream()
+        self._events = driver.new_event(timing=True), driver.new_event(timing=True)
+        with driver.capture(self.stream) as captured:
             for i in range(count):
-                enqueue(self.stream, i)
-            self.graph = self.stream.end_capture()
+                enqueue(i, self.stream)
+        self.graph = captured.graph
+        self.seconds(1)
 
     def seconds(self, replays: int) -> float:
-        start, stop = self.cupy.cuda.Event(), self.cupy.cuda.Event()
-        start.record(self.stream)
+        driver, (start, stop) = self.driver, self._events
+        driver.use()
+        driver.record(start, self.stream)
         for _ in range(replays):
-            self.graph.launch(self.stream)
-        stop.record(self.stream)
-        stop.synchronize()
-        return self.cupy.cuda.get_elapsed_time(start, stop) / 1e3
+            driver.launch_graph(self.graph, self.stream)
+        driver.record(stop, self.stream)
+        return driver.elapsed(start, stop) / 1e3
 
 
 class TorchGraph:

@@ -167,3 +167,49 @@ def test_times_are_medians_of_interleaved_rounds(stages):
     assert found["a"]["us"] == pytest.approx(1000)
     assert found["b"]["us"] == pytest.approx(2000)
     assert order[-6:] == ["a", "b"] * 3
+
+
+def test_programs_on_a_device_made_of_numpy(stages, compiler):
+    """Several sets of buffers, poisoned, in one graph: as kernels are timed."""
+    from tinycomp.testing.fake_cuda import FakeDriver
+
+    device, harness, timing = map(importlib.import_module, ("device", "harness", "timing"))
+    dry = harness.Env(dry=True, arch="sm_90a")
+
+    def make(b, x, y):
+        return b.call("nn.softmax", b.call("add", x, y), axis=1)
+
+    module = device.compile_graph(dry, make, ((6, 40), "float32"), ((40,), "float32")).module
+    driver = FakeDriver(module.artifact)
+    env = harness.Env(dry=False, arch="sm_90a", driver=driver)
+    program = device.Program(module, env)
+    rng = np.random.default_rng(0)
+    sets = [[rng.standard_normal(s).astype("f4") for s in ((6, 40), (40,))] for _ in range(3)]
+    frames = [program.frame(one) for one in sets]
+    graph = timing.DriverGraph(driver, lambda i, stream: program.enqueue(frames[i], stream), 3)
+    assert graph.seconds(2) > 0
+    assert driver.captures == 1
+    for one, frame in zip(sets, frames, strict=True):
+        e = np.exp(one[0] + one[1])
+        (got,) = program.results(frame)
+        np.testing.assert_allclose(got, e / e.sum(1, keepdims=True), 1e-5)
+    np.testing.assert_allclose(program.run(sets[1])[0], program.results(frames[1])[0])
+    assert harness._context_works(env)
+
+
+def test_single_kernels_on_a_device_made_of_numpy(stages, compiler):
+    from tinycomp import te
+    from tinycomp.codegen.cuda import emit_cuda
+    from tinycomp.schedules.gpu.bind import bind_unbound
+    from tinycomp.testing.fake_cuda import FakeDriver
+    from tinycomp.tir.lower_gpu import lower_gpu
+
+    device, harness = map(importlib.import_module, ("device", "harness"))
+    a = te.placeholder((100,), name="A")
+    b = te.compute((100,), lambda i: a[i] * 2.0, name="B")
+    func = lower_gpu(bind_unbound(te.create_schedule(b.op).func))
+    launches = emit_cuda(func, "sm_90a").launches
+    env = harness.Env(False, "sm_90a", FakeDriver(kernels=lambda code: (launches, func)))
+    x = np.arange(100, dtype="f4")
+    got = device.run_func(func, [x, np.zeros(100, "f4")], env)[-1]
+    np.testing.assert_array_equal(got, 2 * x)
