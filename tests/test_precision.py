@@ -146,6 +146,17 @@ def test_a_mask_beyond_fp16_keeps_its_operator_in_float32():
     assert ("add", "float32") in calls(mixed(b.finish(y), "fp16"))
 
 
+def test_what_becomes_constant_when_it_is_rounded():
+    """Data movement of constants follows their format, and is evaluated at once."""
+    b = Builder(OPS, fold=False)
+    rows = b.call("take", b.const(normal(0, 4, 8)), b.const(np.array([1, 1, 3])), axis=0)
+    function = b.finish(b.call("exp", b.call("add", b.param("x", (3, 8)), rows)))
+    after = mixed(function, "bf16")
+    x = normal(1, 3, 8)
+    assert after.ret_type == function.ret_type
+    np.testing.assert_allclose(evaluate(after, [x])[0], evaluate(function, [x])[0], rtol=0.02)
+
+
 @pytest.mark.parametrize(("precision", "factor"), [("fp16", 2.0), ("bf16", 2.0)])
 @pytest.mark.parametrize("name", ["lenet", "resnet", "bert"])
 def test_error_bands_of_whole_models(name, precision, factor):

@@ -138,7 +138,7 @@ class _Mutator(ExprMutator):
         ]
         result = self.builder.call(call.op, *args, attrs=call.attrs)
         assert isinstance(result.type, TensorType)
-        if result.type.dtype is dtype and isinstance(result, Var):
+        if result.type.dtype is dtype:
             self.short[binding.var, dtype] = self.narrowed[binding.var] = result
         return result
 
