@@ -50,7 +50,13 @@ def _float_function(name: str, meaning: str) -> Callable[[ExprLike], Expr]:
 
 
 def round_tf32(x: ExprLike) -> Expr:
-    """A float32 rounded to the 10 bits of mantissa of tf32, halves away from zero."""
+    """A float32 rounded to the 10 bits of mantissa of tf32, halves away from zero.
+
+    >>> from tinycomp.te.tensor import placeholder
+    >>> A = placeholder((4,), name="A")
+    >>> str(round_tf32(A[0]))
+    'round_tf32(A[0])'
+    """
     x = as_expr(x)
     if x.dtype is not DType.FLOAT32:
         raise TypeError(f"round_tf32 takes a float32, got {x.dtype}: {x}")
