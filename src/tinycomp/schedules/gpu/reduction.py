@@ -21,6 +21,7 @@ from ...tir.schedule import CachedTensor, Stage
 from ..common import Kernel, extent_of, extents, inline_injective
 from .bind import THREADS, bind_flat
 from .rows import input_lanes, part_plan, place_part, schedule_rows
+from .window import outputs_of_thread, schedule_windows
 
 _MAX_UNROLLED_WINDOW = 32
 _LOADS = 4  # iterations of a long loop that are written out, to have their loads in flight
@@ -47,6 +48,8 @@ def schedule_reduction(kernel: Kernel, reduction: ComputeOp, rows: int) -> None:
     elif length > _MAX_UNROLLED_WINDOW and count < _MULTIPROCESSORS * THREADS * 4:
         inline_injective(kernel)
         _schedule_columns(kernel, reduction, count, length)
+    elif (together := outputs_of_thread(reduction)) > 1:
+        schedule_windows(kernel, reduction, together)
     else:
         schedule_outputs(kernel, reduction)
 
