@@ -1,6 +1,7 @@
 """What the driver is asked for when a launch needs tensor maps, without a driver."""
 
 import ctypes
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -31,13 +32,16 @@ def test_arguments():
     assert (interleave, swizzle, promotion, fill) == (0, 3, 3, 0)
 
 
+def test_addresses():
+    assert SPEC.address([10, 20, 30], 1000) == 30
+    assert replace(SPEC, param=-1, offset=256).address([10, 20, 30], 1000) == 1256
+
+
 def test_refusal_names_the_tensor():
     with pytest.raises(ExecutionError, match=r"error 1\): bfloat16\[3, 96, 512\]"):
         encode_tensor_map(SPEC, 8, lambda *_: 1)
 
 
 def test_launches_keep_their_maps():
-    from dataclasses import asdict
-
     launch = Launch("f", (1, 1, 1), (384, 1, 1), 9, 9, (), (), False, (2, 1, 1), (SPEC, SPEC))
     assert launch_from_json(asdict(launch)) == launch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..diagnostics import ScheduleError, Span
@@ -44,8 +45,9 @@ class TensorMapSpec:
     """A tensor map that the host makes for a launch; see `tir.tile.nodes.TensorMap`.
 
     Attributes:
-        param: index of the function's parameter that it describes.
+        param: index of the function's parameter that it describes; -1: the workspace.
         swizzle: bytes, 0 for none.
+        offset: bytes from there.
     """
 
     param: int
@@ -54,6 +56,11 @@ class TensorMapSpec:
     strides: tuple[int, ...]
     box: tuple[int, ...]
     swizzle: int
+    offset: int = 0
+
+    def address(self, params: Sequence[int], workspace: int) -> int:
+        """Where the tensor is, given the addresses of the parameters and of the workspace."""
+        return (workspace if self.param < 0 else params[self.param]) + self.offset
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,10 @@ class TileEmitter(KernelEmitter):
         written = {s.buffer for s in statements(root) if isinstance(s, Store)}
         used = {n.source for n in preorder(root) if isinstance(n, Load)} | written
         params = [i for i, b in enumerate(self.func.params) if b in used]
-        for i in params:
-            self.names.buffers[self.func.params[i]] = self.unique(self.func.params[i].name)
+        spaces = [b for b in self.workspace if b in used]
+        pointers = [self.func.params[i] for i in params] + spaces
+        for buffer in pointers:
+            self.names.buffers[buffer] = self.unique(buffer.name)
         self.used = {n for n in preorder(program) if isinstance(n, Var)}
         layout = shared_layout(program)
         self._prologue(layout.tiles, layout.barriers)
@@ -56,10 +58,10 @@ class TileEmitter(KernelEmitter):
         self._statements(program.finish)
         launch = Launch(
             self.name, (program.grid, 1, 1), (program.threads, 1, 1), layout.nbytes, layout.nbytes,
-            tuple(params), (), self.names.can_fail, (program.cluster, 1, 1),
-            tuple(_spec(self.func, map) for map in program.maps),
+            tuple(params), tuple(self.workspace[b] for b in spaces), self.names.can_fail,
+            (program.cluster, 1, 1), tuple(self._spec(map) for map in program.maps),
         )  # fmt: skip
-        return self._program_text([self.func.params[i] for i in params], written, launch), launch
+        return self._program_text(pointers, written, launch), launch
 
     def _program_text(self, pointers: list[Buffer], written: set[Any], launch: Launch) -> str:
         arguments = [
@@ -76,6 +78,13 @@ class TileEmitter(KernelEmitter):
         head = f'extern "C" __global__ void {size}__launch_bounds__({launch.threads}, 1)'
         signature = f"{head} {self.name}(\n    {', '.join(arguments)}) {{"
         return "\n".join([signature, *self.out.lines, "}"])
+
+    def _spec(self, map: op.TensorMap) -> TensorMapSpec:
+        offset = self.workspace.get(map.buffer)
+        return TensorMapSpec(
+            self.func.params.index(map.buffer) if offset is None else -1, map.buffer.dtype.value,
+            map.dims, map.strides, map.box, map.swizzle.span, offset or 0,
+        )  # fmt: skip
 
     # -- names of what the program declares --------------------------------------------------
 
@@ -294,13 +303,6 @@ class TileEmitter(KernelEmitter):
         for acc in self.role.accumulators:  # nothing that reads them may move up
             count = acc.tiles * acc.shape.registers
             self.call("wgmma_hold", self.names.buffers[acc.buffer], template=f"<{count}>")
-
-
-def _spec(func: PrimFunc, map: op.TensorMap) -> TensorMapSpec:
-    return TensorMapSpec(
-        func.params.index(map.buffer), map.buffer.dtype.value, map.dims, map.strides, map.box,
-        map.swizzle.span,
-    )  # fmt: skip
 
 
 _HANDLERS: dict[type, Callable[[TileEmitter, Any], None]] = {

@@ -85,7 +85,7 @@ class DeviceKernel:
         for function, launch in zip(self.functions, self.kernel.launches, strict=True):
             arguments: list[Any] = [ctypes.c_uint64(addresses[i]) for i in launch.params]
             arguments += [ctypes.c_uint64(self.workspace + offset) for offset in launch.workspace]
-            arguments += [tensor_map(m, addresses[m.param]) for m in launch.maps]
+            arguments += [tensor_map(m, m.address(addresses, self.workspace)) for m in launch.maps]
             if launch.can_fail:
                 arguments += [ctypes.c_uint64(self.error), ctypes.c_int32(1)]
             self.driver.launch(

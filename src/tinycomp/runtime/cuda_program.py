@@ -300,7 +300,7 @@ class Frame:
         for function, launch in self.program.kernels[call.kernel]:
             arguments: list[Any] = [ctypes.c_uint64(addresses[i]) for i in launch.params]
             arguments += [ctypes.c_uint64(base + offset) for offset in launch.workspace]
-            arguments += [tensor_map(m, addresses[m.param]) for m in launch.maps]
+            arguments += [tensor_map(m, m.address(addresses, base)) for m in launch.maps]
             if launch.can_fail:
                 number = self.program.numbers[id(call)]
                 arguments += [ctypes.c_uint64(self.error), ctypes.c_int32(number + 1)]

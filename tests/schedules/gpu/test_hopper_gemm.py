@@ -16,6 +16,7 @@ from tinycomp.schedules.gpu.hopper_gemm import choose_hopper_tile, estimated_sec
 from tinycomp.schedules.gpu.hopper_program import HopperTile
 from tinycomp.target import Target
 from tinycomp.tir.gpu_executor import run
+from tinycomp.tir.nodes import Alloc
 from tinycomp.tir.tile.nodes import TileProgram
 
 TARGET = Target.parse("cuda -arch=sm_90a")
@@ -111,6 +112,31 @@ def test_convolutions(x, w, strides, padding, maps):
     image, weights, bias, residual, got = executed(func)
     exact = windows_product(image, weights, strides, padding) + bias + residual
     np.testing.assert_array_equal(got, np.maximum(exact, 0))
+
+
+def test_long_sums_in_slices():
+    """Few tiles and long sums: slices to memory, then one launch that adds them and goes on."""
+    func = built(linear, *((s, HALF) for s in ((72, 1000), (1000, 136), (136,), (72, 136))))
+    assert isinstance(func.body, Alloc)
+    kernel = emit_cuda(func)
+    first, second = kernel.launches
+    assert first.maps[-1].param == -1
+    assert kernel.workspace_bytes >= 4 * 72 * 136 * 2
+    assert (first.cluster[0] > 0, second.maps) == (True, ())
+    x, w, bias, residual, out = executed(func)
+    np.testing.assert_array_equal(out, np.maximum(x @ w + bias, 0) + residual)
+
+
+def test_windows_in_slices():
+    shapes = (1, 128, 5, 5), (64, 128, 3, 3)
+    func = built(
+        lambda b, x, w: b.call("nn.conv2d", x, w, padding=(1, 1, 1, 1)),
+        *((s, HALF) for s in shapes),
+    )
+    assert isinstance(func.body, Alloc)
+    image, weights, out = executed(func)
+    exact = windows_product(image, weights, (1, 1), (1, 1, 1, 1))
+    np.testing.assert_array_equal(out, exact)
 
 
 def matmul(b, x, y):

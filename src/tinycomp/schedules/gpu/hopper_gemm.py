@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ... import te
@@ -24,13 +24,19 @@ from ...relay.op import Op
 from ...target import Target
 from ...te.simplify import Analyzer
 from ...te.tensor import ComputeOp, PlaceholderOp, Tensor, is_reduction, topological
-from ...tir.nodes import Buffer, PrimFunc, Store
+from ...tir.lower_gpu import lower_gpu
+from ...tir.nodes import Alloc, Buffer, PrimFunc, Store
+from ...tir.passes.visit import seq
 from ...tir.schedule import create_schedule
 from ...tir.tile.layout import ROW_BYTES
 from ...tir.tile.verify import SHARED_LIMIT
 from ...types import TensorType
+from ..common import Kernel
 from ..to_te import to_te
+from .bind import bind_unbound
+from .elementwise import schedule_elementwise
 from .hopper_program import Epilogue, Gathered, HopperTile, Operands, gemm_program
+from .split_k import choose_slices
 
 _ARCH = "sm_90a"
 _BLOCKS = 132  # multiprocessors of an H100 or H200
@@ -48,17 +54,54 @@ def build_hopper_product(function: Function, target: Target, name: str) -> PrimF
     """
     if target.arch != _ARCH or not isinstance(function.ret_type, TensorType):
         return None
-    found = _Product(function).find()
+    product = _Product(function)
+    found = product.find()
     if found is None:
         return None
     operands, epilogue, params = found
+    slices = _slices(operands, epilogue)
+    if slices > 1:
+        return _in_slices(product, operands, slices, target, name)
+    program = gemm_program(name, operands, epilogue, _tile(operands, epilogue), _BLOCKS)
+    return PrimFunc(name, params, 1, program)
+
+
+def _tile(operands: Operands, epilogue: Epilogue) -> HopperTile:
     itemsize = epilogue.out.dtype.itemsize
     staged = not epilogue.scattered and operands.n * itemsize % 16 == 0 and itemsize > 1
-    sizes = operands.batch, operands.m, operands.n, operands.k
+    sizes = operands.batch * operands.slices, operands.m, operands.n
+    k = math.ceil(operands.k / operands.slices)
+    return choose_hopper_tile(*sizes, k, itemsize, staged, isinstance(operands.b, Gathered))
+
+
+def _slices(operands: Operands, epilogue: Epilogue) -> int:
+    """How many parts of the sum blocks compute on their own; 1: none."""
     gathers = isinstance(operands.b, Gathered)
-    tile = choose_hopper_tile(*sizes, itemsize, staged, gathers)
-    program = gemm_program(name, operands, epilogue, tile, _BLOCKS)
-    return PrimFunc(name, params, 1, program)
+
+    def cycles(batch: int, m: int, n: int, k: int) -> float:
+        tile = choose_hopper_tile(batch, m, n, k, 4, True, gathers)
+        return estimated_seconds(tile, batch, m, n, k, 4, gathers) * _CLOCK
+
+    return choose_slices((operands.batch, operands.m, operands.n, operands.k), cycles)
+
+
+def _in_slices(
+    product: _Product, operands: Operands, slices: int, target: Target, name: str
+) -> PrimFunc:
+    """Two launches: slices of the sum to memory, then their sum in a fixed order, with what is
+    fused behind it."""
+    inputs, outputs, partial = product.summed(slices)
+    kernel = Kernel(create_schedule(outputs, [*inputs, partial], name), outputs, target)
+    total = lower_gpu(bind_unbound(schedule_elementwise(kernel).schedule.func))
+    *params, space, out = total.params
+    a, b = (next(p for p in params if p.name == t.name) for t in product.operands or ())
+    source = b if product.gather is None else product.gathered(b)
+    operands = replace(operands, a=a, b=source, slices=slices)
+    result, i, j, acc = Var("result"), Var("i"), Var("j"), Var("acc", DType.FLOAT32)
+    indices = (result // slices, result % slices, i, j)
+    epilogue = Epilogue(space, indices, acc, result, i, j, acc)
+    program = gemm_program(f"{name}_slices", operands, epilogue, _tile(operands, epilogue), _BLOCKS)
+    return PrimFunc(name, (*params, out), 1, Alloc(space, seq((program, total.body))))
 
 
 class _Product:
@@ -69,7 +112,9 @@ class _Product:
 
     def __init__(self, function: Function) -> None:
         self.function = function
+        self.computes = {"nn.matmul": self.expand_matmul, "nn.conv2d": self.expand_conv2d}
         self.product: Tensor | None = None
+        self.source: Tensor | None = None  # what is read in place of a product
         self.operands: tuple[Tensor, Tensor] | None = None
         self.sizes = (0, 0, 0, 0)
         self.a_batches = self.b_batches = True
@@ -77,23 +122,45 @@ class _Product:
         self.gather: Callable[[Buffer, Expr, Expr, Expr], Expr] | None = None
 
     def find(self) -> tuple[Operands, Epilogue, tuple[Buffer, ...]] | None:
-        computes = {"nn.matmul": self.expand_matmul, "nn.conv2d": self.expand_conv2d}
         products = [
             b.value
             for b in self.function.bindings
             if isinstance(b.value, RelayCall)
             and isinstance(b.value.op, Op)
-            and b.value.op.name in computes
+            and b.value.op.name in self.computes
         ]
         if len(products) != 1:
             return None
-        inputs, outputs = to_te(self.function, computes)
+        inputs, outputs = to_te(self.function, self.computes)
         if self.product is None or self.operands is None or len(outputs) != 1:
             return None
         stages = [op for op in topological(outputs) if isinstance(op, ComputeOp)]
         if any(is_reduction(op) for op in stages) or self.product.op not in topological(outputs):
             return None
         return self._epilogue(inputs, outputs[0], stages)
+
+    def summed(self, slices: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Inputs and outputs where the product is a sum of slices, and the tensor of these."""
+        batch, m, n, _ = self.sizes
+        partial = te.placeholder((batch, slices, m, n), DType.FLOAT32, "partial")
+
+        def total(b: Any, i: Any, j: Any) -> Any:
+            value = partial(b, 0, i, j)
+            for s in range(1, slices):
+                value = value + partial(b, s, i, j)
+            return value
+
+        self.source = te.compute((batch, m, n), total, name="total")
+        inputs, outputs = to_te(self.function, self.computes)
+        return inputs, outputs, partial
+
+    def gathered(self, x: Buffer) -> Gathered:
+        """The windows of the image `x`."""
+        assert self.gather is not None
+        n = self.sizes[2]
+        b, k, j = Var("b"), Var("k"), Var("j")
+        image = (j // (n // self.images), j % (n // self.images)) if self.images else (b, j)
+        return Gathered(self.gather(x, k, *image), b, k, j)
 
     def _takes(self, args: Sequence[Tensor], m: int, k: int) -> bool:
         inputs = all(isinstance(t.op, PlaceholderOp) for t in args)
@@ -144,7 +211,9 @@ class _Product:
     def _read(self, out: TensorType) -> list[Tensor]:
         """The operator's result as reads of the product."""
         batch, m, n, _ = self.sizes
-        product = self.product = te.placeholder((batch, m, n), DType.FLOAT32, "product")
+        product = self.source
+        if product is None:
+            product = self.product = te.placeholder((batch, m, n), DType.FLOAT32, "product")
         pixels = n // max(1, self.images)
 
         def read(*index: Any) -> Any:
@@ -195,11 +264,7 @@ class _Product:
             return None
         by_name = {p.name: p for p in params}
         a_buffer, b_buffer = (by_name[t.name] for t in self.operands)
-        source: Buffer | Gathered = b_buffer
-        if self.gather is not None:
-            gb, gk, gj = Var("b"), Var("k"), Var("j")
-            image = (gj // (n // self.images), gj % (n // self.images)) if self.images else (gb, gj)
-            source = Gathered(self.gather(b_buffer, gk, *image), gb, gk, gj)
+        source = b_buffer if self.gather is None else self.gathered(b_buffer)
         operands = Operands(
             a_buffer, source, batch, m, n, k, a_batches=self.a_batches, b_batches=self.b_batches
         )
@@ -259,6 +324,7 @@ _REFILL = 61e9  # bytes/s from L2 to one multiprocessor
 _STORE = 33e9  # bytes/s to memory, one multiprocessor's share
 _SHARED = 128 * 1.46e9  # bytes/s that wgmma reads
 _GATHER = 128 * 1.46e9 / 20  # elements/s that one multiprocessor gathers, at 20 instructions each
+_CLOCK = 1.46e9  # cycles/s that power allows
 _FILL = 1.2e-6  # seconds until the first product
 _MEETING = 0.3e-6  # seconds until the blocks of a cluster have met
 _BARRIERS = 50e-9  # seconds that a step waits, whatever its size

@@ -114,6 +114,7 @@ class Operands:
 
     Attributes:
         a_batches, b_batches: whether they have the batch, or one matrix serves all.
+        slices: of the sum; slice s of batch b is result b * slices + s.
     """
 
     a: Buffer
@@ -125,11 +126,13 @@ class Operands:
     b_major: Major = Major.MN
     a_batches: bool = True
     b_batches: bool = True
+    slices: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Epilogue:
-    """`out[indices] = value`, over the variables `batch`, `row`, `column` and the sum `acc`.
+    """`out[indices] = value`, over the variables `batch` (which result), `row`, `column`, and the sum
+    `acc`.
 
     `scattered` says that rows of the product are not rows of memory.
     """
@@ -162,13 +165,14 @@ class _Gemm:
         self.name, self.operands, self.epilogue, self.tile = name, operands, epilogue, tile
         dtype = operands.a.dtype
         self.step = ROW_BYTES // dtype.itemsize  # of k
-        self.steps = math.ceil(operands.k / self.step)
+        self.steps = math.ceil(operands.k / self.step / operands.slices)  # of a slice
+        self.results = operands.batch * operands.slices
         self.shape = WgmmaShape(tile.columns, dtype, _accumulation(dtype))
         sharing = 1 if tile.alternate else tile.consumers  # of the rows
         self.per_consumer = tile.rows // sharing // _ROWS  # wgmma tiles along the rows
         self.row_tiles = math.ceil(operands.m / (tile.rows * tile.cluster))  # of clusters
         self.column_tiles = math.ceil(operands.n / tile.columns)
-        self.tiles = operands.batch * self.row_tiles * self.column_tiles
+        self.tiles = self.results * self.row_tiles * self.column_tiles
         self.clusters = min(self.tiles, max(1, blocks // tile.cluster))
         self.block, self.rank = Var("block"), Var("rank")
         self.gathers = isinstance(operands.b, Gathered)
@@ -193,7 +197,7 @@ class _Gemm:
             self.b_maps = (_map("b", o.b, (o.n, o.k), o.batch * o.b_batches, box),)
         out = self.epilogue.out
         self.width = ROW_BYTES // out.dtype.itemsize  # columns of a stored box
-        self.out_map = _map("out", out, (o.n, o.m), o.batch, (self.width, _ROWS))
+        self.out_map = _map("out", out, (o.n, o.m), self.results, (self.width, _ROWS))
 
     def _shared(self) -> None:
         tile, dtype = self.tile, self.operands.a.dtype
@@ -234,7 +238,7 @@ class _Gemm:
         row_tile = (band * group + within % size) * tile.cluster + self.rank
         lets = [
             Let(which, cluster + number * self.clusters, self.tiles),
-            Let(batch, which // per_batch, self.operands.batch),
+            Let(batch, which // per_batch, self.results),
             Let(index, which % per_batch, per_batch),
             Let(row, row_tile * tile.rows, self.row_tiles * tile.cluster * tile.rows),
             Let(column, within // size * tile.columns, self.column_tiles * tile.columns),
@@ -252,10 +256,11 @@ class _Gemm:
         nbytes = self.a_tile.nbytes + self.b_tile.nbytes
         body: list[Stmt] = [Wait(self.empty, write, before=True)]
         body.append(ExpectBytes(self.full, write, nbytes))
-        at = (k * self.step, row, *([batch] if o.batch * o.a_batches > 1 else []))
+        source, at_k = self._source(batch, k)
+        at = (at_k, row, *([source] if o.batch * o.a_batches > 1 else []))
         body.append(TmaLoad(self.a_map, at, self.a_tile, const(0), write, self.full))
-        for coordinates, offset in self._b_boxes(column, k * self.step):
-            at = (*coordinates, *([batch] if o.batch * o.b_batches > 1 else []))
+        for coordinates, offset in self._b_boxes(column, at_k):
+            at = (*coordinates, *([source] if o.batch * o.b_batches > 1 else []))
             body.append(
                 TmaLoad(self.b_maps[0], at, self.b_tile, offset, write, self.full, tile.cluster > 1)
             )
@@ -265,6 +270,11 @@ class _Gemm:
             "producer", 0, 1, Var("warpgroup"), Var("thread"),
             self._walk(loop, batch, row, column), self._registers()[0], True, (write,),
         )  # fmt: skip
+
+    def _source(self, result: Var, k: Var) -> tuple[Expr, Expr]:
+        """The batch of a result, and the element of the sum where step `k` of its slice begins."""
+        slices = self.operands.slices
+        return result // slices, (result % slices * self.steps + k) * self.step
 
     def _b_boxes(self, column: Expr, k: Expr) -> Iterator[tuple[tuple[Expr, Expr], Expr]]:
         """Coordinates and offsets of what this block copies of B."""
@@ -281,12 +291,13 @@ class _Gemm:
         tile, o = self.tile, self.operands
         warpgroup, thread, stage = Var("warpgroup"), Var("thread"), Var("stage")
         batch, row, column, k = Var("batch"), Var("row"), Var("column"), Var("k")
-        at = (k * self.step, row, *([batch] if o.batch * o.a_batches > 1 else []))
+        source, at_k = self._source(batch, k)
+        at = (at_k, row, *([source] if o.batch * o.a_batches > 1 else []))
         copy = Seq((
             ExpectBytes(self.full, write, self.a_tile.nbytes),
             TmaLoad(self.a_map, at, self.a_tile, const(0), write, self.full),
         ))  # fmt: skip
-        code = self._gather(b, batch, k * self.step, column, warpgroup * 128 + thread, stage)
+        code = self._gather(b, source, at_k, column, warpgroup * 128 + thread, stage)
         body = Seq((
             Wait(self.empty, write, before=True), If(warpgroup.equal(0), copy),
             LetStage(stage, write), ThreadCode(code), FenceProxy(),
@@ -300,7 +311,7 @@ class _Gemm:
         )  # fmt: skip
 
     def _gather(
-        self, b: Gathered, batch: Var, k: Expr, column: Var, thread: Expr, stage: Var
+        self, b: Gathered, batch: Expr, k: Expr, column: Var, thread: Expr, stage: Var
     ) -> Stmt:
         """Each thread has two neighbouring columns of every few steps of k."""
         tile, o = self.tile, self.operands
@@ -310,7 +321,7 @@ class _Gemm:
         in_k, in_column = i * together + thread // pairs, thread % pairs * 2
         known = {b.batch: batch, b.k: k + in_k, b.column: column + in_column + lane}
         value = substitute(b.value, known)
-        inside = [known[b.k] < o.k] * bool(o.k % self.step)
+        inside = [known[b.k] < o.k] * (o.k != o.slices * self.steps * self.step)
         inside += [known[b.column] < o.n] * bool(o.n % tile.columns)
         value = rewrite(value, lambda node: _guarded(node, inside)) if inside else value
         box = in_column // self.step * (self.step * ROW_BYTES // 4)  # in pairs of 4 bytes
@@ -428,7 +439,7 @@ class _Gemm:
             slot = warpgroup * _SLOTS + number % _SLOTS
             corner = (column + c * self.width, row + i * _ROWS)
             code = self._to_shared(acc, i, c, batch, corner[1], column, thread, slot)
-            at = (*corner, *([batch] if self.operands.batch > 1 else []))
+            at = (*corner, *([batch] if self.results > 1 else []))
             offset = slot * self.out_tile.nbytes
             since = _stores_since(number, len(chunks))
             out += [WaitStores(since - 1), meet, ThreadCode(code), FenceProxy(), meet]
