@@ -172,6 +172,8 @@ class Memory:
             self._fail(VerifyError, buffer, indices, lane, "is read but was never written")
         if self.check and space.tracks:
             self._note_read(buffer, space, owner, at, indices, active)
+        if not space.data.shape[1]:  # nothing is read from a buffer of no elements
+            return np.zeros(active.shape, space.data.dtype)
         values = space.data[owner, at]
         return values if active.all() else np.where(active, values, np.zeros((), values.dtype))
 

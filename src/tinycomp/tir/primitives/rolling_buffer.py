@@ -41,8 +41,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...diagnostics import ScheduleError
-from ...dtype import DType
-from ...ir.expr import Call, Expr, IntImm, Load, Var, const, substitute, variables
+from ...ir.expr import Expr, IntImm, Load, Var, call, const, substitute, variables
 from ...ir.node import rewrite
 from ...te.simplify import Analyzer
 from ...te.tensor import IterKind
@@ -112,7 +111,7 @@ def rolling_buffer(func: PrimFunc, block_name: str, axis: Var | None = None) -> 
     condition = (window.loop.var <= window.loop.min) | (
         window.position >= window.extent - window.step
     )
-    mark = Call(ONCE, (condition,), DType.BOOL)
+    mark = call(ONCE, condition)
     func = replace_stmt(func, block, replace(block, predicate=block.predicate & mark))
     return _folded(func, results, window)
 

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING
 
 from ...diagnostics import ScheduleError
 from ...dtype import DType
-from ...ir.expr import Call, Expr, IntImm, substitute, variables
+from ...ir.expr import Expr, IntImm, call, substitute, variables
 from ...te.simplify import Analyzer
 from ..nodes import ONCE, Block, For, ForKind, PrimFunc
 from ..tree import loops_above, replace_stmt
@@ -97,7 +97,7 @@ def set_store_predicate(func: PrimFunc, block_name: str, condition: Expr) -> Pri
         )
     if combined == loops:
         return func  # threads that combine their values let the first of them store the result
-    mark = Call(ONCE, (condition,), DType.BOOL)
+    mark = call(ONCE, condition)
     return replace_stmt(func, block, replace(block, predicate=block.predicate & mark))
 
 
