@@ -9,7 +9,7 @@ from typing import Any
 from .dtype import DType
 from .relay.nodes import Binding, Call, Function
 from .relay.op import Op, OpPattern
-from .relay.passes.to_mixed_precision import ALLOWED
+from .relay.passes.to_mixed_precision import ALLOWED, ROUNDED
 from .types import TensorType
 
 # Operations per result element of what costs more than one; by convention, not by measurement.
@@ -47,7 +47,7 @@ def function_precision(function: Function) -> str:
     """
     calls = [b.value for b in function.bindings if isinstance(b.value, Call)]
     heavy = [c for c in calls if isinstance(c.op, Op) and c.op.name in ALLOWED]
-    types = [a.type for c in heavy for a in c.args]
+    types = [a.type for c in heavy for a in c.args[: ROUNDED.get(repr(c.op))]]
     if not heavy:
         types = [*(p.type for p in function.params), function.ret_type]
     names = {_FORMATS[t.dtype] for t in types if isinstance(t, TensorType) and t.dtype in _FORMATS}

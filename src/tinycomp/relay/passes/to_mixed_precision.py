@@ -43,7 +43,7 @@ results are about as large as its operands, and what computes in float32 inside 
 softmax, pooling). All others (exp, logarithms, powers, square roots, sums) stay in float32."""
 
 
-_OPERANDS = {"nn.attention": 3}
+ROUNDED = {"nn.attention": 3}
 """How many arguments are rounded, if not all: masks hold numbers that float16 cannot."""
 
 
@@ -131,7 +131,7 @@ class _Mutator(ExprMutator):
 
     def _shortened(self, binding: Binding, call: Call, dtype: DType) -> Atom:
         assert isinstance(call.op, Op)
-        count = _OPERANDS.get(call.op.name, len(call.args))
+        count = ROUNDED.get(call.op.name, len(call.args))
         args = [
             self._round(a, dtype, call.op) if _is_float32(a) and i < count else new
             for i, (a, new) in enumerate(zip(binding.args, call.args, strict=True))
