@@ -202,6 +202,14 @@ def test_a_file_that_changes_meanwhile_is_refused(config, tmp_path):
         module.run({"x": rows(2)})
 
 
+def test_errors_say_for_which_sizes(config):
+    text = """g (float[n] x) => (float[m] y) <int64[2] s = {-1, 4}> { y = Reshape(x, s) }"""
+    module = compile_with(config, model(text.replace("[m]", "[m, 4]")))
+    assert module.run({"x": np.zeros(8, "f4")})["y"].shape == (2, 4)
+    with pytest.raises(TinycompError, match=r"this is for n=6: the model may need other sizes"):
+        module.run({"x": np.zeros(6, "f4")})
+
+
 def test_ir_needs_sizes(config):
     module = compile_with(config, model(DENSE))
     with pytest.raises(TinycompError, match="nothing is compiled"):

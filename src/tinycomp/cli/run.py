@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
         print_json({"seconds": seconds, "outputs": [dict(zip(keys, r, strict=True)) for r in rows]})
     else:
         print_table("outputs", ("name", "dtype", "shape", "min", "mean", "max"), rows)
-        note(f"first run: {seconds * 1e3:.3f} ms")
+        compiling = " (and compiling, if these sizes are new)" if module.dims else ""
+        note(f"first run{compiling}: {seconds * 1e3:.3f} ms")
     return 0
 
 

@@ -273,12 +273,21 @@ class DynamicModule(Module):
                 known = self._artifacts.get(sizes)
             if found is not None:
                 return found
-            artifact = known or self._specializer.artifact(self._named(sizes))
+            artifact = known or self._compiled(sizes)
             module = make_module(artifact, num_threads=self.num_threads)
             with self._lock:
                 self._variants[sizes] = module
                 self._evict()
             return module
+
+    def _compiled(self, sizes: Sizes) -> Artifact:
+        try:
+            return self._specializer.artifact(self._named(sizes))
+        except TinycompError as error:
+            text = ", ".join(f"{n}={s}" for n, s in self._named(sizes).items())
+            error.hint = f"{error.hint}; this is for {text}: the model may need other sizes (--dim)"
+            error.hint = error.hint.removeprefix("; ")
+            raise
 
     def _evict(self) -> None:
         """Forget the least recently used variants that are no buckets; the lock is held."""
