@@ -132,9 +132,11 @@ def compile_graph(
     return compile_module(env, IRModule({"main": function}, names, ("y",)), precision)
 
 
-def compile_module(env: Env, model: Any, precision: str = "fp32") -> Program:
+def compile_module(env: Env, model: Any, precision: str = "fp32", target: str = "") -> Program:
     """A model compiled for the device."""
-    module = compile_with(Config.from_environment(), model, target=env.target, precision=precision)
+    module = compile_with(
+        Config.from_environment(), model, target=target or env.target, precision=precision
+    )
     assert isinstance(module, CudaModule)
     return Program(module, env)
 

@@ -7,6 +7,7 @@ goes on with the next case. The JSON file is written after every row.
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import json
 import os
@@ -200,6 +201,7 @@ def work(cases: Sequence[Case], env: Env, first: int) -> int:
         print(f"CASE {number}", flush=True)
         for row in guarded(cases[number], env):
             print("ROW " + json.dumps(row), flush=True)
+        _give_back_memory()
         if not env.dry and not _context_works(env):
             return BROKEN_CONTEXT
     return 0
@@ -224,6 +226,14 @@ def guarded(case: Case, env: Env) -> Iterator[Row]:
 def engine_failed(engine: str, error: Exception) -> Row:
     """The row of an engine that failed where others of its case go on."""
     return {"engine": engine, "failed": f"{type(error).__name__}: {error}".strip()[:600]}
+
+
+def _give_back_memory() -> None:
+    """What PyTorch keeps for itself is needed by the next case."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.cuda.empty_cache()
 
 
 def _context_works(env: Env) -> bool:

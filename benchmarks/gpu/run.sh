@@ -1,9 +1,10 @@
 #!/bin/sh
-# Checks and measurements on a machine with an NVIDIA GPU, in stages of less than 9 minutes each:
-#   benchmarks/gpu/run.sh smoke correctness sanitizer ceilings kernels gemm attention conv models
-# "STAGE:GLOB" runs the cases of a stage that match: gemm:'*bf16*'. Each stage writes
-# $OUT/STAGE.json (default benchmarks/gpu/results) after every row, and a table to the terminal.
-# --dry-run before the stages needs no GPU. Nothing is downloaded.
+# Checks and measurements on a machine with an NVIDIA GPU:
+#   benchmarks/gpu/run.sh [--seconds=N] [--dry-run] STAGE[:GLOB]...
+# Stages: smoke correctness sanitizer ceilings kernels gemm attention conv models. "STAGE:GLOB" runs
+# the cases that match: gemm:'*bf16*'. A stage ends after N seconds (510); cases that were not
+# reached say so. Each writes $OUT/STAGE.json (default benchmarks/gpu/results) after every row, and
+# a table to the terminal. --dry-run needs no GPU. Nothing is downloaded.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
@@ -12,14 +13,18 @@ export TINYCOMP_CACHE_DIR="${TINYCOMP_CACHE_DIR:-/tmp/tinycomp-gpu-cache}"
 mkdir -p "$OUT"
 python="${PYTHON:-python3}"
 options=""
+dry=""
 status=0
 for argument in "$@"; do
-  if [ "$argument" = --dry-run ]; then options=--dry-run; continue; fi
+  case "$argument" in
+    --dry-run) dry=yes; options="$options $argument"; continue ;;
+    --*) options="$options $argument"; continue ;;
+  esac
   stage="${argument%%:*}"
   only="*"
   [ "$stage" = "$argument" ] || only="${argument#*:}"
   echo "== $stage $only"
-  if [ "$stage" = sanitizer ] && [ -z "$options" ]; then
+  if [ "$stage" = sanitizer ] && [ -z "$dry" ]; then
     for tool in memcheck racecheck synccheck; do
       echo "-- $tool"
       compute-sanitizer --target-processes all --tool "$tool" --error-exitcode 9 \
@@ -27,6 +32,7 @@ for argument in "$@"; do
       mv "$OUT/sanitizer.json" "$OUT/sanitizer_$tool.json"
     done
   else
+    # shellcheck disable=SC2086
     "$python" benchmarks/gpu/stages.py "$stage" --only "$only" $options || status=1
   fi
 done

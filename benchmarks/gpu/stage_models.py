@@ -15,7 +15,7 @@ import numpy as np
 from device import Program, compile_module
 from harness import Case, Env, Row, engine_failed
 from peers.models import MODELS, SIZES, folded, weights_of
-from timing import DriverGraph, HostLoop, Timed, TorchGraph, measure
+from timing import DriverGraph, HostLoop, Timed, TorchGraph, beside_best, measure
 
 from tinycomp.precision import Precision
 from tinycomp.testing.graph_builder import seeded_inputs
@@ -24,7 +24,9 @@ from tinycomp.testing.models import builders
 PEERS = {  # by the end of the case's name; autotuning takes minutes for each model
     "": ("torch graph", "torch.compile reduce-overhead", "jax"),
     "/autotune": ("torch graph", "torch.compile max-autotune"),
+    "/pdl": ("tinycomp pdl",),
 }
+_ALWAYS = ("reference", "tinycomp graph", "tinycomp run")
 Prepared = tuple[list[np.ndarray], Timed]
 
 
@@ -48,6 +50,9 @@ def _run(name: str, precision: str, batch: int, peers: tuple[str, ...], env: Env
     builder, sizes = SIZES[name]
     model = builders()[builder](**sizes, batch=batch)  # type: ignore[arg-type]
     program = compile_module(env, model, precision)
+    programmatic = None
+    if "tinycomp pdl" in peers:  # kernels may begin before the one ahead ends
+        programmatic = compile_module(env, model, precision, f"{env.target} -pdl")
     facts = {"kernels": program.kernels}
     if env.dry:
         yield {"engine": "tinycomp", "compiled": True, **facts}
@@ -57,8 +62,8 @@ def _run(name: str, precision: str, batch: int, peers: tuple[str, ...], env: Env
     wanted: list[np.ndarray] | None = None
     engines: dict[str, Timed] = {}
     errors: dict[str, float] = {}
-    for engine, build in _engines(name, program, arrays, inputs, precision).items():
-        if engine.startswith(("torch", "jax")) and engine not in peers:
+    for engine, build in _engines(name, program, programmatic, arrays, inputs, precision).items():
+        if engine not in (*_ALWAYS, *peers):
             continue
         try:
             got, timed = build()
@@ -71,11 +76,13 @@ def _run(name: str, precision: str, batch: int, peers: tuple[str, ...], env: Env
         engines[engine] = timed
         errors[engine] = float("nan") if wanted is None else worst(got, wanted)
     tolerance = 10 * Precision(precision).tolerance
-    for engine, found in measure(engines).items():
+    times = measure(engines)
+    for engine, found in times.items():
         row: Row = {"engine": engine, **found, "error": errors[engine]}
         if engine.startswith("tinycomp"):
             allowed = max(tolerance, 2 * errors.get("torch graph", 0.0))
             row |= {"ok": bool(errors[engine] <= allowed), **facts}
+            row["ratio"] = beside_best(times, engine)
         yield row
 
 
@@ -88,13 +95,14 @@ def worst(got: list[np.ndarray], wanted: list[np.ndarray]) -> float:
 
 
 def _engines(
-    name: str, program: Program, arrays: list[np.ndarray], inputs: dict[str, np.ndarray],
-    precision: str,
+    name: str, program: Program, programmatic: Program | None, arrays: list[np.ndarray],
+    inputs: dict[str, np.ndarray], precision: str,
 ) -> dict[str, Callable[[], tuple[list[np.ndarray], Any]]]:  # fmt: skip
     torch = functools.partial(_torch, MODELS[name], arrays, inputs)
     return {
         "reference": functools.partial(torch, "fp32", "eager"),
         "tinycomp graph": functools.partial(_tinycomp, program, inputs),
+        "tinycomp pdl": functools.partial(_tinycomp, programmatic or program, inputs),
         "tinycomp run": functools.partial(_tinycomp_run, program, inputs),
         "torch graph": functools.partial(torch, precision, "eager"),
         "torch.compile reduce-overhead": functools.partial(torch, precision, "reduce-overhead"),

@@ -125,6 +125,17 @@ def measure(engines: Mapping[str, Timed], rounds: int = ROUNDS) -> dict[str, dic
     return {name: summary(times) for name, times in samples.items()}
 
 
+def beside_best(times: Mapping[str, Mapping[str, float]], name: str) -> float | None:
+    """The time of the fastest other engine over this one's: above 1, this one is faster.
+
+    >>> beside_best({"a": {"us": 2.0}, "b": {"us": 3.0}, "c": {"us": 5.0}}, "a")
+    1.5
+    """
+    family = name.split()[0]
+    others = [t["us"] for other, t in times.items() if other.split()[0] != family]
+    return min(others) / times[name]["us"] if others else None
+
+
 def summary(times: list[float]) -> dict[str, float]:
     """
     >>> summary([1.0, 2.0, 3.0, 4.0, 5.0])

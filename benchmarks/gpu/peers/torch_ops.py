@@ -13,6 +13,7 @@ import torch.nn.functional as F
 DTYPES = {
     "fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16,
 }  # fmt: skip
+torch.backends.cudnn.benchmark = True  # the fastest algorithm for each shape
 
 
 def allow_tf32(on: bool) -> None:
