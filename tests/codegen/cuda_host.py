@@ -2,7 +2,8 @@
 is a real thread.
 
 Not a performance model of anything; it shows that the text means what the loop IR means, including
-barriers and shuffles. Half-precision conversions, which are GPU assembly, are replaced.
+barriers and shuffles. What is GPU assembly is replaced: half-precision conversions, asynchronous
+copies (which happen at once), and matrix instructions, which follow the layouts of their records.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from tinycomp.codegen.cuda import CudaKernel
+from tinycomp.tir.tensor_intrinsics.warp import MMA, Mma
 
 _COMMON = """
 #include <cstdint>
@@ -75,6 +77,87 @@ static unsigned short float_to_half(float x) {
   _Float16 h = (_Float16)x; unsigned short b; memcpy(&b, &h, 2); return b;
 }
 """
+_COPIES = """
+template <int N> void cp_async(void* to, const void* from, bool take) {
+  if (take) memcpy(to, from, N); else memset(to, 0, N);
+}
+static void async_commit() {}
+template <int N> void async_wait() {}
+"""
+_MATRICES = """
+static unsigned int lane_registers[1024][8];
+static const unsigned short* lane_rows[1024];
+static float bits_to_float(unsigned int x) { float y; memcpy(&y, &x, 4); return y; }
+static void load_matrix(const void* row, bool transposed, unsigned int* out) {
+  std::barrier<>& all = *warp_barriers[thread_number / 32];
+  lane_rows[thread_number] = (const unsigned short*)row;
+  all.arrive_and_wait();
+  const unsigned short** rows = lane_rows + thread_number / 32 * 32;
+  int g = thread_number % 32 / 4, q = thread_number % 4;
+  for (int m = 0; m < 4; ++m) {
+    unsigned int low = transposed ? rows[8 * m + 2 * q][g] : rows[8 * m + g][2 * q];
+    unsigned int high = transposed ? rows[8 * m + 2 * q + 1][g] : rows[8 * m + g][2 * q + 1];
+    out[m] = low | high << 16;
+  }
+  all.arrive_and_wait();
+}
+"""
+_LOADS = "\n".join(
+    f"""static void ldmatrix_x4{trans}_1(const void* row, unsigned int* r) {{
+  load_matrix(row, {flag}, r);
+}}
+static void ldmatrix_x4{trans}_2(const void* row, unsigned int* r0, unsigned int* r1) {{
+  unsigned int r[4];
+  load_matrix(row, {flag}, r);
+  r0[0] = r[0]; r0[1] = r[1]; r1[0] = r[2]; r1[1] = r[3];
+}}"""
+    for trans, flag in (("", "false"), ("_trans", "true"))
+)
+_ELEMENT = {
+    "float16": "half_to_float(bits)", "bfloat16": "bits_to_float(bits << 16)",
+    "float32": "bits_to_float(bits & 0xffffe000u)", "int8": "(signed char)bits",
+    "uint8": "(unsigned char)bits",
+}  # fmt: skip
+
+
+def _matrix_product(record: Mma) -> str:
+    """The instruction on the registers of all lanes."""
+    type_ = "float" if record.accumulator.is_float else "int"
+    packed, bits = record.a.packed, record.a.bits
+    places = []
+    for layout in (record.a, record.b):  # of element (row, k): its lane and number there
+        rows, columns = layout.indices()
+        table = np.zeros(layout.shape, np.int64)
+        for lane, element in np.ndindex(rows.shape):
+            table[rows[lane, element], columns[lane, element]] = lane * 64 + element
+        places.append(", ".join(map(str, table.reshape(-1))))
+    rows, columns = (", ".join(map(str, x.reshape(-1))) for x in record.c.indices())
+    count = record.a.registers
+    return f"""
+static void {record.name.replace(".", "_")}(
+    {type_}* d, const unsigned int* a, const unsigned int* b) {{
+  static const int a_at[] = {{{places[0]}}}, b_at[] = {{{places[1]}}};
+  static const int row[] = {{{rows}}}, column[] = {{{columns}}};
+  std::barrier<>& all = *warp_barriers[thread_number / 32];
+  for (int r = 0; r < {count}; ++r) lane_registers[thread_number][r] = a[r];
+  for (int r = 0; r < {record.b.registers}; ++r) lane_registers[thread_number][4 + r] = b[r];
+  all.arrive_and_wait();
+  unsigned int (*lanes)[8] = lane_registers + thread_number / 32 * 32;
+  auto element = [&](int at, int first) {{
+    unsigned int bits = lanes[at / 64][first + at % 64 / {packed}] >> at % {packed} * {bits};
+    {"bits &= 0xffffu;" if bits == 16 else ""}
+    return {_ELEMENT[record.dtype]};
+  }};
+  for (int e = 0; e < {record.c.elements}; ++e) {{
+    int at = thread_number % 32 * {record.c.elements} + e;
+    for (int k = 0; k < {record.depth}; ++k)
+      d[e] += element(a_at[row[at] * {record.depth} + k], 0)
+            * element(b_at[column[at] * {record.depth} + k], 4);
+  }}
+  all.arrive_and_wait();
+}}"""
+
+
 _CALL = """
 template <typename... A, size_t... I>
 void call(void (*f)(A...), void** args, std::index_sequence<I...>) { f((A)(intptr_t)args[I]...); }
@@ -111,9 +194,10 @@ template <typename... A> void run(void (*f)(A...), void** args, Index grid, Inde
   }
 }
 """
-_HALF_HELPER = re.compile(
-    r"__device__ __forceinline__ "
-    r"(?:float half_to_float|unsigned short float_to_half|float round_tf32)\(.*?\n}\n?",
+_ASSEMBLY = re.compile(  # device functions that are GPU assembly
+    r"(?:template <int N> )?__device__ __forceinline__ (?:float half_to_float|"
+    r"unsigned short float_to_half|float round_tf32|void cp_async|void async_commit|"
+    r"void async_wait|void ldmatrix_\w+|void mma_\w+)\(.*?\n}\n?",
     re.DOTALL,
 )
 
@@ -131,11 +215,14 @@ class HostKernel:
             for i, one in enumerate(kernel.launches)
         )
         source, library = folder / f"{kernel.name}.cpp", folder / f"{kernel.name}.so"
-        text = _HALF_HELPER.sub("", kernel.source)
+        text = _ASSEMBLY.sub("", kernel.source)
         together = "__syncthreads" in text or "__shfl" in text
         before = [_COMMON, _THREADS] if together else [_COMMON]
         driver = _THREADS_DRIVER if together else _SERIAL_DRIVER
-        source.write_text("\n".join([*before, _HALF, text, _CALL, driver, calls]))
+        warps = [m for m in MMA.values() if f"{m.name.replace('.', '_')}(" in text]
+        matrices = [_MATRICES, _LOADS, *map(_matrix_product, warps)] if warps else []
+        parts = [*before, _HALF, _COPIES, *matrices, text, _CALL, driver, calls]
+        source.write_text("\n".join(parts))
         command = ["g++", "-std=c++20", "-O0", "-fwrapv", "-ffp-contract=off", "-shared", "-fPIC"]
         done = subprocess.run(
             [*command, "-w", "-pthread", "-o", str(library), str(source)],

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.codegen.cuda_host import HostKernel, all_aligned
 from tests.codegen.helpers import Kernel
 
 from tinycomp import te
@@ -164,6 +165,25 @@ def test_other_computations_do_not_match():
     with pytest.raises(ValueError, match="transposes elements of 16 bits"):
         load_matrix("b", "int8", True)
     assert mma_of(DType.FLOAT64) is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_generated_code(dtype, tmp_path):
+    """The CUDA C++ itself, with its asynchronous copies and barriers, on the CPU."""
+    transposed = DType(dtype).bits == 16
+    schedule = warp_product(
+        dtype, block=(32, 32), warp=(16, 16), steps=4, b_transposed=transposed,
+        a_transposed=dtype == "bfloat16",
+    )  # fmt: skip
+    schedule["C"].pipeline("k.0", 3)
+    func = lower_gpu(schedule.func)
+    arrays = all_aligned(operands(func, coded=False))
+    want = expected(arrays, dtype == "bfloat16", transposed)
+    (out,) = all_aligned([np.zeros(want.shape, func.params[-1].dtype.numpy)])
+    kernel = emit_cuda(func)
+    assert "cp_async<16>" in kernel.source
+    assert HostKernel(kernel, tmp_path)(*arrays, out) == 0
+    np.testing.assert_allclose(out, want, 1e-5, 1e-3)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100"])
