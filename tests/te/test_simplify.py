@@ -246,3 +246,14 @@ def test_remainders_join():
     assert a.simplify((p // 9 + y * 512) * 9 + (p // 3 % 3) * 3 + p % 3) is a.simplify(y * 4608 + p)
     assert str(a.simplify((p // 3 % 5) * 6 + p % 3 * 2 + 7)) == "p % 15 * 2 + 7"
     assert str(a.simplify((p // 4 % 3) * 3 + p % 3)) == str((p // 4 % 3) * 3 + p % 3)
+
+
+def test_quotient_and_remainder_of_one_number_meet_again():
+    """However far each is reduced by common divisors on its own."""
+    a, f, t, x = (Var(n) for n in "aftx")
+    analyzer = Analyzer()
+    for var, extent in ((a, 98), (f, 4), (t, 4), (x, 32)):
+        analyzer.bind(var, const(0), const(extent))
+    whole = a * 32 + (((f * 4 + t) * 32 + x) * 4) // 64
+    assert analyzer.simplify(whole // 56 * 56 + whole % 56) is analyzer.simplify(whole)
+    assert analyzer.simplify((a * 16 + f * 4 + t) // 28) is analyzer.simplify((a * 4 + f) // 7)

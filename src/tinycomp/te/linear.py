@@ -226,9 +226,8 @@ class LinearForms:
         g, big, small = self._split_by_gcd(rest, c)
         if g > 1:
             constant = rest.const // g if not small else 0
-            rest, c = self._make({t: k // g for t, k in big.items()}, constant), c // g
-        if c == 1:
-            return self._combine(result, rest)
+            scaled = self._make({t: k // g for t, k in big.items()}, constant)
+            return self._combine(result, self._div_const(scaled, c // g, depth))
         if len(rest.terms) == 1 and depth < _MAX_NESTING:
             (atom, k), *_ = rest.terms.items()
             inner = _divided_by_const(atom) if k == 1 else None

@@ -87,6 +87,34 @@ def test_convolutions(case, dtype):
     close(got.reshape(want.shape), np.maximum(want, 0), dtype)
 
 
+CHANNELS_LAST = [
+    # x, w as OIHW, strides, padding
+    ((1, 9, 10, 16), (24, 16, 3, 3), (1, 1), (1, 1, 1, 1)),
+    ((2, 13, 11, 3), (8, 3, 5, 3), (2, 1), (2, 0, 2, 1)),
+    ((1, 12, 12, 32), (64, 32, 1, 1), (1, 1), (0, 0, 0, 0)),
+]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["OIHW", "packed"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("case", CHANNELS_LAST, ids=lambda c: "x".join(map(str, c[1])))
+def test_convolutions_with_channels_last(case, dtype, packed):
+    x, (o, i, kh, kw), strides, padding = case
+    attrs = Conv2dAttrs(
+        strides=strides, padding=padding, data_layout="NHWC", out_channels=o, kernel_size=(kh, kw),
+        kernel_layout="packed" if packed else "OIHW", tile=(1, 1, o),
+        precision="tf32" if dtype == "float32" else "fp32",
+    )  # fmt: skip
+    w = (1, kh, kw, i, o) if packed else (o, i, kh, kw)
+    func = kernel([x, w], dtype, lambda call, x, w: call("nn.conv2d", x, w, attrs=attrs))
+    assert uses_tensor_cores(func)
+    if i == 16:  # windows are copied in vectors, ahead of time; packed weights too
+        assert emit_cuda(func).source.count("cp_async<16>(") == 3 * (1 + packed)
+    (a, b), got = execute(func)
+    want = OPS["nn.conv2d"].reference(attrs, [a.reshape(x), b.reshape(w)])
+    close(got.reshape(want.shape), want, dtype)
+
+
 def test_tf32_is_only_used_where_it_is_asked_for():
     attrs = MatmulAttrs()
     func = kernel(

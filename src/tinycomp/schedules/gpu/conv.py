@@ -83,6 +83,8 @@ def expand_conv2d(
     where that does not fit.
     """
     x, w = args
+    if attrs.data_layout == "NHWC":
+        return _channels_last(attrs, x, w, out, arch)
     shapes = ([as_int(d) for d in t.shape] for t in args)
     images, _, *pixels = out.static_shape
     if not is_gemm(attrs, *shapes) or not out.dtype.is_float or not math.prod(pixels):
@@ -116,20 +118,64 @@ def expand_conv2d(
     )
 
 
+def _channels_last(
+    attrs: Any, x: Tensor, w: Tensor, out: TensorType, arch: str
+) -> list[Tensor] | None:
+    """nn.conv2d in NHWC as a product of the windows, whose channels lie together, and the weights.
+
+    Those are OIHW or, for copies of whole vectors, packed with all output channels last.
+    """
+    images, height, width, o = out.static_shape
+    packed = attrs.kernel_layout == "packed"
+    if attrs.groups != 1 or attrs.kernel_layout == "HWC" or not out.dtype.is_float:
+        return None
+    kh, kw = attrs.kernel_size if packed else map(as_int, w.shape[2:])
+    ci = as_int(x.shape[3])
+    if not math.prod((images, height, width, o, ci)) or o < MIN_ROWS:
+        return None
+
+    def windows(_: Any, i: Any, p: Any) -> Any:
+        tap, pixel = p // ci, i // width
+        place = (pixel // height, pixel % height, i % width)
+        return _window(attrs, x, place[:1], place[1:], (tap // kw, tap % kw), (p % ci,))
+
+    def weights(_: Any, p: Any, j: Any) -> Any:
+        tap, c = p // ci, p % ci
+        if not packed:
+            return w(j, c, tap // kw, tap % kw)
+        lanes = attrs.tile[2]
+        return w(j // lanes, tap // kw, tap % kw, c, j % lanes)
+
+    return gemm(
+        out,
+        (1, images * height * width, o, kh * kw * ci),
+        windows,
+        weights,
+        lambda n, h, v, c: (te.const(0), (n * height + h) * width + v, c),
+        attrs.precision,
+        arch,
+    )
+
+
 def _out_width(attrs: Any, x: Tensor, kw: int) -> int:
     _, left, _, right = attrs.padding
     reach = as_int(x.shape[3]) + left + right - (kw - 1) * attrs.dilation[1]
     return (reach - 1) // attrs.strides[1] + 1
 
 
-def _window(attrs: Any, x: Tensor, plane: Any, pixel: Any, tap: Any) -> Any:
-    """The input under one tap of the window of an output pixel; 0 outside."""
+def _window(attrs: Any, x: Tensor, plane: Any, pixel: Any, tap: Any, after: Any = ()) -> Any:
+    """The input under one tap of the window of an output pixel; 0 outside.
+
+    Args:
+        plane, after: its indices before and after those of the pixel.
+    """
+    rows, columns = x.shape[len(plane) : len(plane) + 2]
     top, left, bottom, right = attrs.padding
     h = pixel[0] * attrs.strides[0] + tap[0] * attrs.dilation[0] - top
     v = pixel[1] * attrs.strides[1] + tap[1] * attrs.dilation[1] - left
-    value = x(*plane, h, v)
-    edges = [h >= 0] * (top > 0) + [h < x.shape[2]] * (top + bottom > 0)
-    edges += [v >= 0] * (left > 0) + [v < x.shape[3]] * (left + right > 0)
+    value = x(*plane, h, v, *after)
+    edges = [h >= 0] * (top > 0) + [h < rows] * (top + bottom > 0)
+    edges += [v >= 0] * (left > 0) + [v < columns] * (left + right > 0)
     for edge in edges:
         value = te.if_then_else(edge, value, te.const(0, value.dtype))
     return value
