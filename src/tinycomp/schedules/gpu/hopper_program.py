@@ -131,7 +131,7 @@ class Operands:
 
 @dataclass(frozen=True, slots=True)
 class Epilogue:
-    """`out[indices] = value`, over the variables `batch` (which result), `row`, `column`, and the sum
+    """`out[indices] = value`, over variables `batch` (which result), `row`, `column` and the sum
     `acc`.
 
     `scattered` says that rows of the product are not rows of memory.
