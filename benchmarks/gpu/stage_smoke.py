@@ -11,6 +11,7 @@ import numpy as np
 from device import relative_error, run_func
 from harness import Case, Env, Row
 from tests.tir.tensor_intrinsics.products import warp_product
+from tests.tir.tile.products import SHAPES, Product
 
 from tinycomp import te
 from tinycomp.dtype import DType
@@ -136,7 +137,27 @@ def instructions() -> Iterator[Case]:
         yield Case(f"instruction/{name}", lambda env, n=name: run_one(n, env))
 
 
+def tiles() -> Iterator[Case]:
+    """Tile programs of every shape on small integers, whose products are exact: a wrong bit of a
+    swizzle, a matrix descriptor, a tensor map or a fragment shows."""
+
+    def run_one(name: str, env: Env) -> Iterator[Row]:
+        if env.arch != "sm_90a":
+            yield {"skipped": f"tile programs are for sm_90a, this is {env.arch}"}
+            return
+        tile, options = SHAPES[name]
+        sizes = (200, 136, 200) if env.dry else (1000, 1032, 968)
+        case = Product(*sizes, tile, blocks=4 if env.dry else 132, bias=True, **options)
+        got = run_func(case.func, list(case.arrays.values()), env)[-1]
+        wanted = case.expected.astype(case.out.dtype.numpy)
+        error = relative_error(got, wanted)
+        yield {"error": error, "ok": error == 0}
+
+    for name in SHAPES:
+        yield Case(f"tile/{name}", lambda env, n=name: run_one(n, env))
+
+
 GROUPS: tuple[Callable[[], Iterable[Case]], ...] = (
-    functions, conversions, integers, products, instructions,
+    functions, conversions, integers, products, instructions, tiles,
 )  # fmt: skip
 """Add a generator of cases here."""

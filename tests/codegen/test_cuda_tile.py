@@ -3,58 +3,20 @@
 import re
 
 import pytest
+from tests.tir.tile.products import SHAPES, Product
 
 from tinycomp.codegen.cuda import emit_cuda
 from tinycomp.codegen.nvrtc import compile_cuda, library
 from tinycomp.diagnostics import TinycompError
 from tinycomp.dtype import DType
-from tinycomp.ir.expr import Load, Var, const
-from tinycomp.schedules.gpu.hopper_program import (
-    Epilogue,
-    Gathered,
-    HopperTile,
-    Operands,
-    gemm_program,
-)
-from tinycomp.tir.nodes import Buffer, PrimFunc
-from tinycomp.tir.tile.layout import Major
+from tinycomp.schedules.gpu.hopper_program import HopperTile
 
 
-def kernel(tile, m=4000, n=4008, k=4096, dtype=DType.BFLOAT16, out=DType.BFLOAT16,
-           major=Major.MN, batch=1, gathered=False):  # fmt: skip
-    lead = [const(batch)] if batch > 1 else []
-    sizes = (k, n) if major is Major.MN else (n, k)
-    a = Buffer("A", (*lead, const(m), const(k)), dtype)
-    b = Buffer("B", (*lead, *map(const, sizes)), dtype)
-    bias = Buffer("bias", (const(n),), DType.FLOAT32)
-    result = Buffer("out", (*lead, const(m), const(n)), out)
-    at, acc = [Var(x) for x in "bij"], Var("acc", DType.FLOAT32)
-    value = (acc + Load(bias, (at[2],), None)).astype(out)
-    epilogue = Epilogue(result, tuple(at if batch > 1 else at[1:]), value, *at, acc)
-    source = Gathered(Load(b, tuple(at[1:]), None), *at) if gathered else b
-    operands = Operands(a, source, batch, m, n, k, major)
-    program = gemm_program("gemm", operands, epilogue, tile, 132)
-    return emit_cuda(PrimFunc("gemm", (a, b, bias, result), 1, program))
-
-
-CASES = {
-    "128x256 in clusters": (HopperTile(128, 256, 4, 2, 2), {}),
-    "128x256": (HopperTile(128, 256, 4, 2, 1), {"dtype": DType.FLOAT16, "out": DType.FLOAT16}),
-    "256x128": (HopperTile(256, 128, 4, 2, 2), {}),
-    "128x192": (HopperTile(128, 192, 4, 2, 1), {"out": DType.FLOAT32}),
-    "192x192, 3 consumers": (HopperTile(192, 192, 3, 3), {}),
-    "128x128, 1 consumer": (HopperTile(128, 128, 5, 1), {}),
-    "64x256": (HopperTile(64, 256, 4, 1, 2), {"batch": 3}),
-    "64x64": (HopperTile(64, 64, 8, 1), {"k": 64}),
-    "128x128 in turn": (HopperTile(128, 128, 6, 2, 2, alternate=True), {}),
-    "64x256 in turn": (HopperTile(64, 256, 4, 2, 1, alternate=True), {}),
-    "gathered": (HopperTile(256, 128, 4, 2, staged=False), {"gathered": True}),
-    "gathered, 64 rows": (HopperTile(64, 256, 4, 1), {"gathered": True, "k": 4000}),
-    "stored directly": (HopperTile(128, 256, 4, 2, 1, 8, False), {}),
-    "K-major B": (HopperTile(128, 256, 4, 2, 2), {"major": Major.K}),
-    "tf32": (HopperTile(128, 128, 4, 2, 2),
-             {"major": Major.K, "dtype": DType.FLOAT32, "out": DType.FLOAT32}),
-}  # fmt: skip
+def kernel(tile, **options):
+    """Bias and rounding behind a product whose sizes are no multiples of any tile."""
+    return emit_cuda(
+        Product(4000, 4008, 4096, tile, blocks=132, bias=True, data=False, **options).func
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +27,12 @@ def nvrtc():
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SHAPES)
 def test_compiles(nvrtc, name):
-    tile, options = CASES[name]
+    tile, options = SHAPES[name]
     found = kernel(tile, **options)
     cubin = compile_cuda(found.source, "sm_90a")
-    used = cubin.kernels["gemm"]
+    used = cubin.kernels["product"]
     assert (used.spill_stores, used.spill_loads, used.stack) == (0, 0, 0)
     assert used.registers * found.launches[0].threads <= 65536
     warnings = [line for line in cubin.log.splitlines() if re.search(r"C7\d\d\d|warning", line)]
@@ -78,7 +40,7 @@ def test_compiles(nvrtc, name):
 
 
 def test_launch():
-    (launch,) = kernel(HopperTile(128, 256, 4, 2, 2)).launches
+    (launch,) = kernel(HopperTile(128, 256, 4, 2, 2), out=DType.BFLOAT16).launches
     assert (launch.grid, launch.block, launch.cluster) == ((132, 1, 1), (384, 1, 1), (2, 1, 1))
     a, b, out = launch.maps
     assert (a.param, a.dims, a.strides, a.box) == (0, (4096, 4000), (8192,), (64, 128))
@@ -88,9 +50,9 @@ def test_launch():
 
 
 def test_source():
-    source = kernel(HopperTile(128, 256, 4, 2, 2)).source
+    source = kernel(HopperTile(128, 256, 4, 2, 2), out=DType.BFLOAT16).source
     for text in (
-        "__cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) gemm(",
+        "__cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) product(",
         "const __grid_constant__ TensorMap a_map",
         "set_registers_down<40>();",
         "set_registers_up<232>();",
