@@ -10,10 +10,13 @@ from onnx import parser
 from tinycomp.compiler import compile_with
 from tinycomp.config import Config
 from tinycomp.diagnostics import ExecutionError, InputError, MemoryBudgetError, TinycompError
+from tinycomp.runtime.compare import compare
 from tinycomp.runtime.cuda import CudaModule
 from tinycomp.runtime.cuda_arrays import CupyArrays, stream_handle
 from tinycomp.runtime.cuda_program import check_arch
 from tinycomp.testing.fake_cuda import FakeArrays, FakeDriver
+from tinycomp.testing.graph_builder import seeded_inputs
+from tinycomp.testing.models import TINY, builders
 
 HEADER = '<ir_version: 9, opset_import: ["": 20]>'
 # Two kernels, since the reduction over rows stands between them.
@@ -360,6 +363,24 @@ def test_buckets_on_a_device(config):
         got = dynamic.run({"x": driver.array(x)})["y"]
         assert got.shape == (n, 3)
         np.testing.assert_allclose(got.get(), expected, rtol=1e-5)
+
+
+def test_arrays_without_elements(device):
+    module, driver = device("g (float[0, 3] x) => (float[0, 3] y) { y = Exp(x) }")
+    x = np.zeros((0, 3), "f4")
+    assert module.run({"x": x})["y"].shape == (0, 3)
+    assert module.run({"x": driver.array(x)})["y"].shape == (0, 3)
+
+
+@pytest.mark.parametrize("name", ["bert"])
+def test_whole_models(config, name):
+    model = builders()[name](**TINY[name])
+    inputs = seeded_inputs(model, 0)
+    artifact = compile_with(config, model, target="cuda -arch=sm_80").artifact
+    driver = FakeDriver(artifact, arch="sm_86")
+    module = CudaModule(artifact, driver=driver, arrays=FakeArrays(driver))
+    expected = compile_with(config, model).run(inputs)
+    assert max(c.difference for c in compare(module.run(inputs), expected)) < 1e-4
 
 
 @pytest.mark.parametrize(

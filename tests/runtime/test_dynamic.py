@@ -170,6 +170,23 @@ def test_save_and_load(config, tmp_path, monkeypatch):
     np.testing.assert_allclose(again.run({"x": rows(3)})["y"], dense(rows(3)), rtol=1e-6)
 
 
+def test_options_are_kept_in_the_file(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYCOMP_CACHE", "0")
+    compile_with(
+        config, model(TWO_DIMS), dims={"seq": 3}, precision="bf16", opt_level=1,
+        precision_overrides={"add": "fp32"},
+    ).save(tmp_path / "m.tc")  # fmt: skip
+    module = tinycomp.load(tmp_path / "m.tc", num_threads=1)
+    assert list(module.dims) == ["batch"]
+    made = module.specialize(batch=2).manifest
+    assert made.inputs[0].shape == (2, 3, 4)
+    assert {k: made.options[k] for k in ("precision", "opt_level", "precision_overrides")} == {
+        "precision": "bf16", "opt_level": 1, "precision_overrides": {"add": "fp32"},
+    }  # fmt: skip
+    with pytest.raises(TinycompError, match="up to 1 threads"):
+        tinycomp.load(tmp_path / "m.tc", num_threads=2)
+
+
 def test_large_weights_are_archived(config, tmp_path, monkeypatch):
     monkeypatch.setenv("TINYCOMP_CACHE", "0")
     weights = rows(40, 30)

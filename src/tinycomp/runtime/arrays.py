@@ -133,6 +133,20 @@ def check_input(value: Any, spec: ValueSpec) -> np.ndarray:
     return array
 
 
+def check_output(value: Any, spec: ValueSpec) -> np.ndarray:
+    """A NumPy array that a result is written to.
+
+    Raises:
+        InputError: it does not fit, or cannot be written.
+    """
+    fits = isinstance(value, np.ndarray) and value.dtype == spec.dtype.numpy
+    if not fits or value.shape != spec.shape or not value.flags.c_contiguous:
+        raise InputError(f"out: the array for {spec.name!r} is no dense {spec}")
+    if not (value.flags.writeable and value.flags.aligned):
+        raise InputError(f"out: the array for {spec.name!r} is read-only, or not aligned")
+    return value
+
+
 def _shape_difference(shape: Sequence[int], spec: ValueSpec) -> str:
     text = f"input {spec.name!r} has shape {list(shape)}, expected {list(spec.shape)}"
     if len(shape) != len(spec.shape):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..diagnostics import InputError
-from .arrays import allocate, check_input, check_names
+from .arrays import allocate, check_input, check_names, check_output
 from .artifact import Artifact, ValueSpec
 from .cuda_arrays import (
     ArrayLibrary,
@@ -128,7 +128,7 @@ class CudaModule(Module):
             results[spec.name] = value
             there = is_on_device(value)
             to_device.append(self._device_array(value, spec, "output", handle) if there else None)
-            to_host.append(None if there else _host_output(value, spec))
+            to_host.append(None if there else check_output(value, spec))
         given = [
             a if spec.name in out else None for a, spec in zip(to_device, self.outputs, strict=True)
         ]
@@ -273,17 +273,3 @@ class CudaModule(Module):
         for event in (start, stop):
             driver.free_event(event)
         return TimeResult(tuple(seconds), number)
-
-
-def _host_output(value: Any, spec: ValueSpec) -> np.ndarray:
-    """A NumPy array that a result is copied into.
-
-    Raises:
-        InputError: it does not fit.
-    """
-    fits = isinstance(value, np.ndarray) and value.dtype == spec.dtype.numpy
-    if not fits or value.shape != spec.shape or not value.flags.c_contiguous:
-        raise InputError(f"out: the array for {spec.name!r} is no dense {spec}")
-    if not value.flags.writeable:
-        raise InputError(f"out: the array for {spec.name!r} is read-only")
-    return value

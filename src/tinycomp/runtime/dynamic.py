@@ -29,7 +29,7 @@ from ..diagnostics import InputError, TinycompError
 from ..dims import DimRange
 from .arrays import as_array, check_names
 from .artifact import Artifact, Manifest, ValueSpec
-from .module import CUDA_LEVELS, LEVELS, Module, make_module
+from .module import CUDA_LEVELS, LEVELS, Module, choose_threads, make_module
 from .profiler import Profile
 
 MAX_BUCKETS = 64
@@ -110,7 +110,7 @@ class DynamicModule(Module):
     ) -> None:
         self._dynamic_manifest = manifest
         self._specializer = specializer
-        self.num_threads = num_threads or manifest.max_threads
+        self.num_threads = choose_threads(num_threads, manifest.max_threads)
         self.max_variants = MAX_VARIANTS
         self.max_bytes = int(Config.from_environment().memory_budget * MEMORY_SHARE)
         self.not_padded: dict[Sizes, str] = {}

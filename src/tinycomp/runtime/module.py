@@ -19,12 +19,21 @@ from typing import Any
 import numpy as np
 
 from ..config import Config
-from ..diagnostics import ArtifactError, ExecutionError, Span, TinycompError
+from ..diagnostics import ArtifactError, ExecutionError, InputError, Span, TinycompError
 from ..dims import DimRange
 from ..extension import NO_EXTENSION, Extension
 from ..target import default_num_threads
-from .arrays import address, allocate, as_array, bind_arguments, check_input, check_names, resident
-from .artifact import Artifact, Manifest, ValueSpec, foreign_reason
+from .arrays import (
+    address,
+    allocate,
+    as_array,
+    bind_arguments,
+    check_input,
+    check_names,
+    check_output,
+    resident,
+)
+from .artifact import ALIGNMENT, Artifact, Manifest, ValueSpec, foreign_reason
 from .native import NativeModel
 from .profiler import Profile, make_profile
 
@@ -51,7 +60,7 @@ class Module:
         num_threads: int | None = None,
     ) -> None:
         self._artifact = artifact
-        self.num_threads = _choose_threads(num_threads, artifact.manifest.max_threads)
+        self.num_threads = choose_threads(num_threads, artifact.manifest.max_threads)
         self._native: NativeModel | None = None
         if not foreign_reason(artifact.manifest.target):
             self._native = NativeModel(artifact, self.num_threads)
@@ -99,17 +108,24 @@ class Module:
         """Name, shape and dtype of the outputs, in the model's order."""
         return self.manifest.outputs
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def run(
+        self, inputs: Mapping[str, Any], *, out: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
         """The outputs, by name in the model's order, for inputs by name.
 
         Inputs are NumPy arrays or anything with DLPack or the array interface, of exactly the
         model's dtypes and shapes. The results are new arrays, aligned to 64 bytes.
 
+        Args:
+            out: dense NumPy arrays for some or all outputs, by name; written and returned instead
+                of new ones.
+
         Raises:
-            InputError: an input is missing, unknown, or of another dtype or shape.
+            InputError: an input is missing, unknown, or of another dtype or shape; or an array
+                for an output does not fit.
             ExecutionError: the data made an index out of range.
         """
-        return self._call(inputs, None)
+        return self._call(inputs, None, out)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Inputs by position or name; one array, or a tuple if the model has several outputs."""
@@ -123,7 +139,12 @@ class Module:
             self._call(inputs, row)
         return make_profile(self.manifest, self.num_threads, stamps[1:])
 
-    def _call(self, inputs: Mapping[str, Any], stamps: np.ndarray | None) -> dict[str, np.ndarray]:
+    def _call(
+        self,
+        inputs: Mapping[str, Any],
+        stamps: np.ndarray | None,
+        out: Mapping[str, np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray]:
         arrays = []
         if len(inputs) != len(self._inputs):
             check_names(inputs, self.inputs)
@@ -151,6 +172,11 @@ class Module:
         for name, shape, dtype, nbytes in self._outputs:
             results[name], target = allocate(shape, dtype, nbytes)
             targets.append(target)
+        given = {} if out is None else self._check_out(out, arrays)
+        for index, spec in enumerate(self.outputs if given else ()):
+            if given.get(spec.name):
+                assert out is not None
+                results[spec.name], targets[index] = out[spec.name], address(out[spec.name])
         try:
             frame = self._idle.pop()
         except IndexError:
@@ -161,7 +187,31 @@ class Module:
         self._idle.append(frame)
         if status:
             self._fail(status - 1)
+        for name, direct in given.items():
+            if not direct:
+                assert out is not None
+                out[name][...] = results[name]
+                results[name] = out[name]
         return results
+
+    def _check_out(
+        self, out: Mapping[str, np.ndarray], inputs: list[np.ndarray]
+    ) -> dict[str, bool]:
+        """For each array given for an output whether it is written directly.
+
+        One that shares memory with an input or another such array, or does not begin at a multiple
+        of 64 bytes, is copied into at the end.
+        """
+        specs = {spec.name: spec for spec in self.outputs}
+        direct: dict[str, bool] = {}
+        for name, array in out.items():
+            if name not in specs:
+                raise InputError(f"out: the model has no output {name!r}")
+            check_output(array, specs[name])
+            others = [*inputs, *(a for n, a in out.items() if n != name)]
+            shared = any(np.may_share_memory(array, o) for o in others)
+            direct[name] = not shared and address(array) % ALIGNMENT == 0
+        return direct
 
     def _fail(self, index: int) -> None:
         kernels = self.manifest.kernels
@@ -264,7 +314,7 @@ def _nbytes(spec: ValueSpec) -> int:
     return math.prod(_static(spec)) * spec.dtype.itemsize
 
 
-def _choose_threads(wanted: int | None, planned: int) -> int:
+def choose_threads(wanted: int | None, planned: int) -> int:
     """The threads of a module whose memory was planned for `planned`."""
     if wanted is None:
         wanted = min(Config.from_environment().num_threads or default_num_threads(), planned)
