@@ -18,6 +18,7 @@ from tinycomp.compiler import compile_with
 from tinycomp.config import Config
 from tinycomp.diagnostics import ArtifactError, InputError
 from tinycomp.runtime import artifact as artifact_module
+from tinycomp.runtime.artifact import SCHEMA
 
 CONFIG = Config(cache=False)
 W = np.random.default_rng(0).standard_normal((96, 64)).astype(np.float32)
@@ -337,8 +338,8 @@ def _with_negative_offsets(header):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: {**h, "schema": 2}, "format 2"),
-        (lambda h: {"schema": 1}, "incomplete"),
+        (lambda h: {**h, "schema": SCHEMA + 1}, f"format {SCHEMA + 1}"),
+        (lambda h: {"schema": SCHEMA}, "incomplete"),
         (lambda h: [h], "format None"),
         (lambda h: {**h, "sections": {}}, "incomplete"),
         (lambda h: {**h, "manifest": {}}, "incomplete"),
