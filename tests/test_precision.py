@@ -1,7 +1,10 @@
 """Precision: the policy, the pass, error bands of whole models, artifacts and the command line."""
 
+import functools
+
 import numpy as np
 import pytest
+from tests.relay.test_random_graphs import random_function
 
 import tinycomp
 from tinycomp.cli.main import main
@@ -15,12 +18,13 @@ from tinycomp.ops import default_ops
 from tinycomp.precision import Precision, PrecisionPolicy
 from tinycomp.relay.builder import Builder
 from tinycomp.relay.interpreter import evaluate
-from tinycomp.relay.nodes import Call, Constant
+from tinycomp.relay.nodes import Call, Constant, IRModule
 from tinycomp.relay.parser import parse_function
 from tinycomp.relay.pass_infra import PassContext
 from tinycomp.relay.passes.to_mixed_precision import ToMixedPrecision
 from tinycomp.relay.structural_key import structural_key
 from tinycomp.relay.text import constant_table
+from tinycomp.relay.verify import verify_module
 from tinycomp.runtime.compare import compare
 from tinycomp.testing.gpu import run_on_cpu
 from tinycomp.testing.graph_builder import seeded_inputs
@@ -32,6 +36,14 @@ OPS = default_ops()
 
 def tiny(name):
     return builders()[name](**TINY[name])
+
+
+@functools.cache
+def in_float32(name):
+    """A tiny model, inputs, and its outputs in float32."""
+    model = tiny(name)
+    inputs = seeded_inputs(model, 0)
+    return model, inputs, compile_with(CONFIG, model).run(inputs)
 
 
 def normal(seed, *shape):
@@ -161,9 +173,7 @@ def test_what_becomes_constant_when_it_is_rounded():
 @pytest.mark.parametrize("name", ["lenet", "resnet", "bert"])
 def test_error_bands_of_whole_models(name, precision, factor):
     """Random weights amplify errors more than trained ones do; hence twice the band."""
-    model = tiny(name)
-    inputs = seeded_inputs(model, 0)
-    exact = compile_with(CONFIG, model).run(inputs)
+    model, inputs, exact = in_float32(name)
     module = compile_with(CONFIG, model, precision=precision)
     worst = max(c.difference for c in compare(module.run(inputs), exact))
     assert 0 < worst <= factor * Precision(precision).tolerance
@@ -179,7 +189,7 @@ def test_excess_precision_rounds_less_than_the_graph_says():
         y = b.call("subtract", y, b.const(0.013, "bfloat16"))
     f = b.finish(y)
     value = normal(0, 64, 64).astype(DType.BFLOAT16.numpy)
-    module = compile_with(CONFIG, tinycomp.relay.nodes.IRModule({"main": f}, ("x",), ("y",)))
+    module = compile_with(CONFIG, IRModule({"main": f}, ("x",), ("y",)))
     got = module.run({"x": value})["y"].astype(np.float64)
     exact = value.astype(np.float64)
     for _ in range(12):
@@ -201,7 +211,7 @@ def test_masked_stores_of_16_bits_write_their_lanes_only(width):
     values = [
         normal(i, *p.type.static_shape).astype(p.type.dtype.numpy) for i, p in enumerate((x, y))
     ]
-    module = tinycomp.relay.nodes.IRModule({"main": f}, ("x", "y"), ("z",))
+    module = IRModule({"main": f}, ("x", "y"), ("z",))
     got = compile_with(CONFIG, module).run(dict(zip("xy", values, strict=True)))["z"]
     wanted = values[0].astype(np.float64) @ values[1].astype(np.float64)
     np.testing.assert_allclose(got.astype(np.float64), wanted, 1e-2, 1e-2)
@@ -274,3 +284,20 @@ def test_gpu_kernels_on_the_executor(gpu, name, precision):
     products = [k.precision for k in module.manifest.kernels if "matmul" in k.label]
     assert products
     assert all(p.startswith(precision if short else ("tf32", "fp32")) for p in products)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "overrides", [{"*": "bf16"}, {"add": "fp16", "nn.*": "bf16", "multiply": "bf16"}]
+)
+def test_any_mixture_is_well_typed(seed, overrides):
+    """Of formats, in random graphs: every binding verifies, the function keeps its type, and text
+    reads back."""
+    function = random_function(OPS, seed)
+    result = mixed(function, "fp32", overrides)
+    assert result is not function
+    verify_module(IRModule({"main": result}))
+    assert result.ret_type == function.ret_type
+    assert [p.type for p in result.params] == [p.type for p in function.params]
+    again = parse_function(str(result), OPS, constant_table(result))
+    assert structural_key(again) == structural_key(result)
