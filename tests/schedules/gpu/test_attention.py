@@ -57,7 +57,7 @@ LENGTH = st.sampled_from([1, 2, 5, 15, 16, 17, 31, 33, 64, 65, 70])
 DEPTH = st.sampled_from([1, 3, 4, 8, 16, 17, 20, 33, 64, 72])
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     st.tuples(st.integers(1, 2), st.sampled_from([1, 2]), st.sampled_from([1, 3])),
     st.tuples(LENGTH, LENGTH, DEPTH, DEPTH),
@@ -105,7 +105,7 @@ def test_large_scores_do_not_overflow():
     check([100 * q, 100 * k, v], AttentionAttrs(), rtol=1e-3)
 
 
-@pytest.mark.parametrize(("queries", "causal"), [(1, None), (3, 600), (20, 5)])
+@pytest.mark.parametrize(("queries", "causal"), [(1, None), (20, 5)])
 def test_few_queries_share_many_keys_among_blocks(queries, causal):
     rng = np.random.default_rng(0)
     arrays = [draw(rng, 1, 4, queries, 8), draw(rng, 1, 2, 700, 8), draw(rng, 1, 2, 700, 6)]

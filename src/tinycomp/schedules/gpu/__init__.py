@@ -45,7 +45,7 @@ def expansions(target: Target) -> dict[str, Compute]:
     return {
         "nn.matmul": lambda *call: expand_skinny(*call) or matmul(*call),
         "nn.conv2d": partial(expand_conv2d, arch=target.arch),
-        "nn.attention": expand_attention,
+        "nn.attention": partial(expand_attention, arch=target.arch),
         "argmax": partial(expand_arg_reduction, "argmax"),
         "argmin": partial(expand_arg_reduction, "argmin"),
     }

@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Any
 
 from ... import te
+from ...codegen.cuda_limits import has_async_copies
 from ...dtype import DType
 from ...ir.expr import Binary, BinaryOp, Expr, Load, Var, as_int, call, const, select
 from ...ops.fused_attention import AttentionAttrs, Axes
@@ -26,6 +27,7 @@ from ...te.tensor import Tensor
 from ...tir.nodes import Buffer, For, ForKind, If, Scope, Seq, Stmt, Store
 from ...tir.passes.bind_threads import REDUCE_THREADS
 from ...types import TensorType
+from .attention_mma import TensorCoreAttention
 from .attention_parts import combine_parts
 from .loops import allocated, inside, loop, rolled, rows_of, threads, unrolled, vector
 
@@ -99,7 +101,7 @@ def _padded(depth: int) -> int:
 
 
 def expand_attention(
-    attrs: AttentionAttrs, args: Sequence[Tensor], out: TensorType
+    attrs: AttentionAttrs, args: Sequence[Tensor], out: TensorType, arch: str
 ) -> list[Tensor] | None:
     """nn.attention as hand-written loops; None for what has no elements."""
     q, k, v = args[:3]
@@ -113,6 +115,8 @@ def expand_attention(
     tile = choose_attention_tile(batch * heads, queries, depth, v_depth, itemsize)
 
     parts = _choose_parts(sizes, tile)
+    if parts == 1 and out.dtype.bits == 16 and has_async_copies(arch):
+        return [_on_tensor_cores(attrs, args, out, sizes)]
 
     def make(ins: list[Buffer], outs: list[Buffer]) -> Stmt:
         return _Attention(attrs, sizes, tile, ins, outs, parts).kernel()
@@ -123,6 +127,19 @@ def expand_attention(
     rows = (parts, batch, heads, queries)
     values, notes = te.extern([(*rows, v_depth), (*rows, 2)], args, make, "part", [acc, acc])
     return [combine_parts(values, notes, attrs, out)]
+
+
+def _on_tensor_cores(
+    attrs: AttentionAttrs, args: Sequence[Tensor], out: TensorType, sizes: _Sizes
+) -> Tensor:
+    heads = sizes.batch * sizes.heads
+    warps = 4 if heads * math.ceil(sizes.queries / (4 * _SIDE)) >= _BUSY else 2
+    tile = AttentionTile(warps, 4, 1, 1)
+
+    def make(ins: list[Buffer], outs: list[Buffer]) -> Stmt:
+        return TensorCoreAttention(_Attention(attrs, sizes, tile, ins, outs), warps).kernel()
+
+    return te.extern(out.static_shape, args, make, name="attention", dtype=out.dtype)
 
 
 def _choose_parts(sizes: _Sizes, tile: AttentionTile) -> int:
@@ -204,14 +221,14 @@ class _Attention:
         self.result = self.own("result", tile.rows, tile.groups, tile.lanes)
         self.top = self.of_row("top")
         tiles = math.ceil(sizes.queries / rows) * sizes.batch * sizes.heads
-        first, count = self._key_tiles()
+        first, count = self.key_tiles()
         key_tiles = loop("tile", count, lambda number: self._tile(first + number))
         body = Seq((self._start(), key_tiles, *self._finish()))
         blocks = const(tiles * self.parts)
         stmt: Stmt = For(self.block, const(0), blocks, body, ForKind.THREAD, "blockIdx.x")
         return allocated(self.allocated, stmt)
 
-    def _key_tiles(self) -> tuple[Expr, Expr]:
+    def key_tiles(self) -> tuple[Expr, Expr]:
         """The first tile of the keys that this block sees, and how many it sees."""
         whole = math.ceil(self.sizes.keys / self.key_tile)
         share = math.ceil(whole / self.parts)
@@ -351,25 +368,29 @@ class _Attention:
 
     def _mask(self, first: Expr, at: tuple[Expr, Expr, Expr, Expr]) -> Stmt:
         y, x, r, c = at
+        row, key = y * self.tile.rows + r, first + c * _SIDE + x
+        return Store(self.score, at, self.masked(Load(self.score, at, None), row, key))
+
+    def masked(self, product: Expr, row: Expr, key: Expr) -> Expr:
+        """The score of a product of a row of this block and a key."""
         b, h, query = self.place
-        i, j = query + y * self.tile.rows + r, first + c * _SIDE + x
         sizes, dtype = self.sizes, self.acc
-        score = Load(self.score, at, None) * const(self.attrs.scale, dtype)
-        low = const(-math.inf, dtype)
+        i, low = query + row, const(-math.inf, dtype)
+        score = product * const(self.attrs.scale, dtype)
         if self.attrs.causal is not None:
-            score = select(j <= i + self.attrs.causal, score, low)
+            score = select(key <= i + self.attrs.causal, score, low)
         # outside of the scores a mask has no elements: read the last ones
-        row, _ = inside(i, sizes.queries, sizes.queries % self.query_tile == 0)
-        column, in_range = inside(j, sizes.keys, sizes.keys % self.key_tile == 0)
+        i, _ = inside(i, sizes.queries, sizes.queries % self.query_tile == 0)
+        j, in_range = inside(key, sizes.keys, sizes.keys % self.key_tile == 0)
         for mask in self.masks:
-            value = _broadcast(mask, (b, h, row, column))
+            value = _broadcast(mask, (b, h, i, j))
             if mask.dtype is DType.BOOL:
                 score = select(value, score, const(self.attrs.fill, dtype))
             else:
                 score = score + value.astype(dtype)
         for condition in in_range:
             score = select(condition, score, low)
-        return Store(self.score, at, score)
+        return score
 
     def _soften(self) -> list[Stmt]:
         """Weights exp(score - top) to shared memory; what is there is scaled to the new top."""
