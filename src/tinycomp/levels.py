@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from .codegen.gpu_access import find_accesses
 from .codegen.llvm import assembly
 from .diagnostics import TinycompError
 from .extension import NO_EXTENSION, Extension
@@ -25,7 +26,7 @@ _SEPARATOR = "\n\n"
 
 
 def render(artifact: Artifact, level: str, extension: Extension = NO_EXTENSION) -> str:
-    """The kernels of an artifact at a level: "te", "tir", "llvm" or "asm".
+    """The kernels of an artifact at a level: "te", "tir", "llvm", "asm" or "access".
 
     Raises:
         TinycompError: another version of tinycomp, or another extension, made the artifact.
@@ -82,9 +83,16 @@ def _asm(function: Function, target: Target, extension: Extension) -> str:
     return assembly(_llvm(function, target, extension), target)
 
 
+def _access(function: Function, target: Target, extension: Extension) -> str:
+    name = kernel_name(function)
+    found = find_accesses(build_kernel(function, target, name, extension))
+    return "\n".join([f"# {name}", *map(str, found)])
+
+
 _RENDERERS: Mapping[str, Callable[[Function, Target, Extension], str]] = {
     "te": _te,
     "tir": _tir,
     "llvm": _llvm,
     "asm": _asm,
+    "access": _access,
 }

@@ -61,6 +61,7 @@ def test_artifact_round_trip(config, tmp_path):
     assert loaded.plan == module.plan
     assert "__global__" in loaded.ir("cuda")
     assert 'thread(256, "threadIdx.x")' in loaded.ir("tir")
+    assert "of bytes moved wanted" in loaded.ir("access")
     with pytest.raises(TinycompError, match="levels are relay, te, tir, cuda"):
         loaded.ir("llvm")
 

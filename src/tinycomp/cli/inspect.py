@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="an ONNX file or an artifact")
     parser.add_argument(
         "--ir",
-        choices=["relay", "te", "tir", "llvm", "asm", "cuda"],
-        help="print this level instead",
+        choices=["relay", "te", "tir", "llvm", "asm", "cuda", "access"],
+        help="print this level instead; access: how GPU kernels touch memory",
     )
     parser.add_argument(
         "--registers",

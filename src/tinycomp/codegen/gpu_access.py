@@ -42,6 +42,7 @@ from ..tir.gpu_memory import Memory, Threads
 from ..tir.nodes import Alloc, Buffer, Evaluate, For, ForKind, PrimFunc, Scope, Seq, Stmt, Store
 from ..tir.passes.visit import Visit, drive
 from ..tir.tensor_intrinsics.warp import LOADS, MMA
+from ..tir.tile.nodes import TileProgram
 from ..tir.tree import child_statements, statements
 from .cuda_expressions import ExprEmitter, Names, Writer
 
@@ -136,11 +137,15 @@ class LaunchAccess:
 
 
 def find_accesses(func: PrimFunc) -> list[LaunchAccess]:
-    """The accesses of each launch of a function lowered by `lower_gpu`."""
+    """The accesses of each launch of a function lowered by `lower_gpu`.
+
+    Tile programs are left out: their accesses are copies of whole tiles.
+    """
     body = func.body
     while isinstance(body, Alloc) and body.buffer.scope is Scope.GLOBAL:
         body = body.body
-    return [_launch(func, root) for root in (body.stmts if isinstance(body, Seq) else (body,))]
+    roots = body.stmts if isinstance(body, Seq) else (body,)
+    return [_launch(func, root) for root in roots if not isinstance(root, TileProgram)]
 
 
 def _launch(func: PrimFunc, root: Stmt) -> LaunchAccess:

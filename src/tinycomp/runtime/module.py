@@ -38,7 +38,7 @@ from .native import NativeModel
 from .profiler import Profile, make_profile
 
 LEVELS = ("relay", "te", "tir", "llvm", "asm")
-CUDA_LEVELS = ("relay", "te", "tir", "cuda")
+CUDA_LEVELS = ("relay", "te", "tir", "cuda", "access")
 
 
 class Module:
@@ -241,7 +241,8 @@ class Module:
         self._artifact.save(path)
 
     def ir(self, level: str, extension: Extension = NO_EXTENSION) -> str:
-        """The model at one level: "relay" (fused), "te", "tir", then "llvm" or "asm", or "cuda".
+        """The model at one level: "relay" (fused), "te", "tir", then "llvm" or "asm"; for a GPU
+        "cuda", and "access": what the threads of each launch ask memory for.
 
         Below relay these are the kernels, each distinct one once; `extension` is what the model
         was compiled with.

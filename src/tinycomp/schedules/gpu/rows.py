@@ -104,7 +104,7 @@ def schedule_rows(kernel: Kernel, rows: int) -> None:
         stage = kernel.schedule[copy]
         rank = len(stage.axes)
         stage.compute_at(target, row)
-        _bind_row(stage, stage.fuse(*stage.axes[-rank:][rows:]), plan)
+        _bind_row(stage, stage.fuse(*stage.axes[-rank:][rows:]), plan, copies=True)
 
 
 def plan_rows(kernel: Kernel, out: ComputeOp, rows: int) -> RowPlan:
@@ -252,22 +252,24 @@ def _bind_rows(stage: Stage, plan: RowPlan) -> Var:
     return row
 
 
-def _bind_row(stage: Stage, axis: Var, plan: RowPlan) -> None:
+def _bind_row(stage: Stage, axis: Var, plan: RowPlan, copies: bool = False) -> None:
     """Vector j of the row belongs to thread j % threads."""
     extent = extent_of(stage, axis)
     if extent == 1:
         return
     lanes = plan.lanes if extent % plan.lanes == 0 else 1
     step, thread, lane = stage.split(axis, factors=[None, plan.threads, lanes])
-    _unroll(stage, step, plan)
+    _unroll(stage, step, plan, copies)
     stage.bind(thread, "threadIdx.x")
     if lanes > 1:
         stage.vectorize(lane)
 
 
-def _unroll(stage: Stage, step: Var, plan: RowPlan) -> None:
-    """All steps of a thread through what it holds in registers; a few of those through memory."""
-    if plan.memory is Memory.REGISTERS and extent_of(stage, step) <= _HELD:
+def _unroll(stage: Stage, step: Var, plan: RowPlan, copies: bool = False) -> None:
+    """All steps of a thread through what it holds in registers, or only copies; a few of those
+    that compute with what is in memory."""
+    most = _HELD if plan.memory is Memory.REGISTERS else _HELD_BY_MANY if copies else 1
+    if extent_of(stage, step) <= most:
         stage.unroll(step)
     else:
         _, inner = stage.split(step, factor=_dividing(extent_of(stage, step), 2 * _LOADS))
