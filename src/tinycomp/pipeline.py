@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+from .codegen.cuda_limits import has_async_copies
 from .precision import PrecisionPolicy
 from .relay.pass_infra import Pass, Sequential
 from .relay.passes.alter_op_layout import AlterOpLayout
@@ -22,6 +23,7 @@ from .relay.passes.simplify_expr import SimplifyExpr
 from .relay.passes.simplify_inference import SimplifyInference
 from .relay.passes.to_mixed_precision import ToMixedPrecision
 from .relay.passes.unflatten_products import UnflattenProducts
+from .schedules.gpu.matmul_bytes import choose_gpu_byte_tile
 from .schedules.matmul_bytes import byte_dot, choose_byte_tile
 from .schedules.tiles import choose_tile
 from .target import Target
@@ -46,6 +48,8 @@ def default_pipeline(
         passes += [FuseAttention(), SimplifyExpr(), EliminateCommonSubexpr()]
     if opt_level >= 2 and target.kind == "cuda":  # slices are read in place by attention
         passes += [CombineParallelDense(only_for=frozenset({"nn.attention"}))]
+        if has_async_copies(target.arch):  # and with them, tensor cores for bytes
+            passes += [ByteProducts(choose_gpu_byte_tile), SimplifyExpr()]
     if opt_level >= 2 and target.kind == "llvm":  # packed layouts are for the CPU's schedules
         passes += [ConvertLayout(), CanonicalizeOps(), FoldConstant(), SimplifyExpr()]
         passes += [EliminateCommonSubexpr()]

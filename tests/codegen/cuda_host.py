@@ -143,16 +143,17 @@ static void {record.name.replace(".", "_")}(
   for (int r = 0; r < {record.b.registers}; ++r) lane_registers[thread_number][4 + r] = b[r];
   all.arrive_and_wait();
   unsigned int (*lanes)[8] = lane_registers + thread_number / 32 * 32;
-  auto element = [&](int at, int first) {{
+  auto bits_of = [&](int at, int first) {{
     unsigned int bits = lanes[at / 64][first + at % 64 / {packed}] >> at % {packed} * {bits};
-    {"bits &= 0xffffu;" if bits == 16 else ""}
-    return {_ELEMENT[record.dtype]};
+    return {"bits & 0xffffu" if bits == 16 else "bits"};
   }};
+  auto left = [&](unsigned int bits) {{ return {_ELEMENT[record.dtype]}; }};
+  auto right = [&](unsigned int bits) {{ return {_ELEMENT[record.right]}; }};
   for (int e = 0; e < {record.c.elements}; ++e) {{
     int at = thread_number % 32 * {record.c.elements} + e;
     for (int k = 0; k < {record.depth}; ++k)
-      d[e] += element(a_at[row[at] * {record.depth} + k], 0)
-            * element(b_at[column[at] * {record.depth} + k], 4);
+      d[e] += left(bits_of(a_at[row[at] * {record.depth} + k], 0))
+            * right(bits_of(b_at[column[at] * {record.depth} + k], 4));
   }}
   all.arrive_and_wait();
 }}"""

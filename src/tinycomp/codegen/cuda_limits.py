@@ -28,11 +28,12 @@ def shared_limit(arch: str) -> int:
 
 
 def compute_capability(arch: str) -> int:
+    """The number of an architecture; 0 while it is not chosen.
+
+    >>> compute_capability("sm_90a"), compute_capability("sm_100"), compute_capability("")
+    (90, 100, 0)
     """
-    >>> compute_capability("sm_90a"), compute_capability("sm_100")
-    (90, 100)
-    """
-    return int(arch.removeprefix("sm_").rstrip("af"))
+    return int(arch.removeprefix("sm_").rstrip("af") or 0)
 
 
 def has_async_copies(arch: str) -> bool:

@@ -78,7 +78,7 @@ class Warps:
     def _mma(self, record: Mma, operands: list[tuple[Buffer, Indices]], active: np.ndarray) -> None:
         c, a, b = operands
         left = _gather(record.a, self._read(a, record.a.registers, record.dtype, active))
-        right = _gather(record.b, self._read(b, record.b.registers, record.dtype, active))
+        right = _gather(record.b, self._read(b, record.b.registers, record.right, active))
         before = self._read(c, record.c.registers, record.accumulator, active)
         left, right = (_exact(m, record) for m in (left, right))
         product = left @ right.transpose(0, 2, 1)

@@ -23,6 +23,11 @@ def kernel(shapes, dtype, body, target=TARGET):
     builder = Builder(OPS, fold=False)
     params = [builder.param(f"x{i}", shape, DType(dtype)) for i, shape in enumerate(shapes)]
     out = body(lambda name, *args, attrs=None: builder.call(OPS[name], *args, attrs=attrs), *params)
+    return lowered(builder, out, target)
+
+
+def lowered(builder, out, target=TARGET):
+    """The kernel of what a builder has made."""
     function = FuseOps().run_function(builder.finish(out), PassContext(OPS, target, 3))
     calls = [b.value.op for b in function.bindings if isinstance(b.value, Call)]
     (function,) = (c for c in calls if isinstance(c, Function))

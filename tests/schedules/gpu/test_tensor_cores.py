@@ -2,15 +2,24 @@
 
 import numpy as np
 import pytest
-from tests.schedules.gpu.products import OPS, execute, kernel, matmul
+from tests.schedules.gpu.products import OPS, TARGET, execute, kernel, lowered, matmul
 
 from tinycomp.codegen.cuda import emit_cuda
 from tinycomp.codegen.gpu_access import find_accesses
 from tinycomp.codegen.nvrtc import compile_cuda, library
 from tinycomp.diagnostics import TinycompError
 from tinycomp.dtype import DType
+from tinycomp.kernels import kernel_name
 from tinycomp.ops.conv import Conv2dAttrs
 from tinycomp.ops.matmul import MatmulAttrs
+from tinycomp.ops.matmul_bytes import MatmulBytesAttrs
+from tinycomp.pipeline import default_pipeline
+from tinycomp.relay.builder import Builder
+from tinycomp.relay.nodes import Call, Function, IRModule
+from tinycomp.relay.pass_infra import PassContext
+from tinycomp.relay.passes.layouts import pack_bytes
+from tinycomp.schedules import build_kernel
+from tinycomp.schedules.gpu.matmul_bytes import choose_gpu_byte_tile
 from tinycomp.schedules.gpu.tensor_cores import choose_warp_tile, shared_bytes
 from tinycomp.target import Target
 from tinycomp.tir.gpu_executor import run
@@ -113,6 +122,41 @@ def test_convolutions_with_channels_last(case, dtype, packed):
     (a, b), got = execute(func)
     want = OPS["nn.conv2d"].reference(attrs, [a.reshape(x), b.reshape(w)])
     close(got.reshape(want.shape), want, dtype)
+
+
+@pytest.mark.parametrize("sizes", [(64, 64, 128), (33, 50, 200), (17, 24, 68), (5, 9, 4)], ids=str)
+def test_products_of_bytes(sizes):
+    m, n, k = sizes
+    attrs = MatmulBytesAttrs(n=n, tile=choose_gpu_byte_tile(m, n))
+    builder = Builder(OPS, fold=False)
+    x = builder.param("x", (m, k), DType.UINT8)
+    w = builder.param("w", (n, k // 4, 4), DType.INT8)
+    func = lowered(builder, builder.call(OPS["nn.matmul_bytes"], x, w, attrs=attrs))
+    assert uses_tensor_cores(func)
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 256, (m, k)).astype(np.uint8)
+    b = rng.integers(-128, 128, (k, n)).astype(np.int8)
+    out = np.zeros((m, n), np.int32)
+    run(func, [a, pack_bytes(b, 1), out])
+    np.testing.assert_array_equal(out, a.astype(np.int64) @ b.astype(np.int64))
+
+
+def test_widened_bytes_come_to_tensor_cores():
+    """What quantised models do: bytes minus a zero point, by constant weights, in int32."""
+    rng = np.random.default_rng(0)
+    weights = rng.integers(-100, 100, (64, 40)).astype(np.int32)
+    builder = Builder(OPS)
+    x = builder.param("x", (3, 20, 64), DType.INT8)
+    centred = builder.call(
+        OPS["subtract"], builder.call(OPS["cast"], x, dtype=DType.INT32),
+        builder.const(7, DType.INT32),
+    )  # fmt: skip
+    out = builder.call(OPS["nn.matmul"], centred, builder.const(weights))
+    module = IRModule({"main": builder.finish(out)})
+    fused = default_pipeline(3, TARGET).run(module, PassContext(OPS, TARGET, 3))
+    calls = [b.value.op for b in fused.main.bindings if isinstance(b.value, Call)]
+    funcs = [build_kernel(c, TARGET, kernel_name(c)) for c in calls if isinstance(c, Function)]
+    assert any(uses_tensor_cores(func) for func in funcs)
 
 
 def test_tf32_is_only_used_where_it_is_asked_for():

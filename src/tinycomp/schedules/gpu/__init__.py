@@ -30,6 +30,7 @@ from .conv import expand_conv2d, merge_pixels
 from .elementwise import schedule_elementwise
 from .gemm import expand_matmul, matrix_axes, schedule_gemm
 from .hopper_gemm import build_hopper_product
+from .matmul_bytes import expand_matmul_bytes
 from .reduction import schedule_reduction
 from .rows import schedule_rows
 from .skinny import expand_skinny
@@ -45,6 +46,7 @@ def expansions(target: Target) -> dict[str, Compute]:
     return {
         "nn.matmul": lambda *call: expand_skinny(*call) or matmul(*call),
         "nn.conv2d": partial(expand_conv2d, arch=target.arch),
+        "nn.matmul_bytes": partial(expand_matmul_bytes, arch=target.arch),
         "nn.attention": partial(expand_attention, arch=target.arch),
         "argmax": partial(expand_arg_reduction, "argmax"),
         "argmin": partial(expand_arg_reduction, "argmin"),

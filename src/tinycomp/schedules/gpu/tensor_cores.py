@@ -82,6 +82,11 @@ def tensor_core_type(dtype: DType, precision: str, arch: str) -> Mma | None:
     return mma_of(dtype)
 
 
+def is_transposed(record: Mma) -> bool:
+    """Whether the right operand has k first in shared memory."""
+    return record.dtype.bits > 8
+
+
 def choose_warp_tile(
     batch: int, m: int, n: int, k: int, dtype: DType, shared: int = 227 * 1024
 ) -> WarpTile:
@@ -125,7 +130,11 @@ def tensor_core_gemm(
     record: Mma,
     arch: str,
 ) -> list[Tensor]:
-    """The product of `gemm` as te, with a stage for each memory that it passes through."""
+    """The product of `gemm` as te, with a stage for each memory that it passes through.
+
+    The right operand is [k, columns] in shared memory and transposed as it is loaded; bytes, which
+    cannot be, are [columns, k].
+    """
     batch, m, n, k = sizes
     tile = choose_warp_tile(batch, m, n, k, record.dtype, shared_limit(arch))
     rows, columns, depth = (
@@ -146,19 +155,25 @@ def tensor_core_gemm(
     def b_tile(b: Any, p: Any, j: Any) -> Any:
         return inside([j < n] * (columns != n) + [p < k] * (depth != k), right(b, p, j))
 
+    def b_place(b: Any, p: Any, j: Any) -> tuple[Any, Any, Any]:
+        return (b, p, j) if is_transposed(record) else (b, j, p)
+
     a = te.compute((batch, rows, depth), a_tile, name="a_tile", tag="mma_tile")
-    w = te.compute((batch, depth, columns), b_tile, name="b_tile", tag="mma_tile")
+    w = te.compute(
+        b_place(batch, depth, columns), lambda b, *at: b_tile(*b_place(b, *at)), name="b_tile",
+        tag="mma_tile",
+    )  # fmt: skip
     a_warp = te.compute(a.shape, lambda *i: fragment(a(*i)), name="a_warp", tag="mma_fragment")
     b_warp = te.compute(w.shape, lambda *i: fragment(w(*i)), name="b_warp", tag="mma_fragment")
     axis = te.reduce_axis((0, depth), name="k")
     product = te.compute(
         (batch, rows, columns),
         lambda b, i, j: te.sum(
-            a_warp(b, i, axis).astype(acc) * b_warp(b, axis, j).astype(acc), axis=axis
+            a_warp(b, i, axis).astype(acc) * b_warp(*b_place(b, axis, j)).astype(acc), axis=axis
         ),
         name="product",
         tag="mma",
-        attrs={"tile": tile, "sizes": sizes, "dtype": record.dtype},
+        attrs={"tile": tile, "sizes": sizes, "instruction": record},
     )
     c_tile = te.compute(product.shape, lambda *i: product(*i), name="c_tile", tag="mma_result")
     return [te.compute(out.shape, lambda *i: c_tile(*result(*i)).astype(out.dtype), name="result")]
@@ -196,10 +211,11 @@ def schedule_tensor_cores(
     schedule.set_scope(result.output(0), "shared")
     schedule.set_scope(product.output(0), "warp")
     _over_threads(stage, stage.fuse(i, j), tile, _WIDE if n % _WIDE == 0 else 1)
-    step, inner = _bind_warps(compute, tile, product.attrs["dtype"])
+    record: Mma = product.attrs["instruction"]
+    step, inner = _bind_warps(compute, tile, record)
     for operand, fragment in zip("ab", fragments, strict=True):
         schedule.set_scope(fragment.output(0), "warp")
-        _load_fragments(kernel.stage(fragment), compute, inner, operand, product.attrs["dtype"])  # type: ignore[arg-type]
+        _load_fragments(kernel.stage(fragment), compute, inner, operand, record)  # type: ignore[arg-type]
     for shared, offset in zip(tiles, (4, 8), strict=True):
         copy = schedule[shared]
         copy.compute_at(compute, step)
@@ -223,10 +239,8 @@ def _over_threads(stage: Stage, axis: Var, tile: WarpTile, lanes: int) -> None:
         stage.vectorize(lane)
 
 
-def _bind_warps(stage: Stage, tile: WarpTile, dtype: DType) -> tuple[Var, Var]:
+def _bind_warps(stage: Stage, tile: WarpTile, record: Mma) -> tuple[Var, Var]:
     """The product in fragments; returns the loop over steps along k, and that inside a step."""
-    record = mma_of(dtype)
-    assert record is not None
     rows, columns = tile.warp
     i, j, k = stage.axes[-3:]
     y, row, i = stage.split(i, factors=[None, rows // 16, 16])
@@ -236,15 +250,19 @@ def _bind_warps(stage: Stage, tile: WarpTile, dtype: DType) -> tuple[Var, Var]:
     stage.bind(stage.fuse(y, x), "threadIdx.y")
     for axis in (inner, row, column):
         stage.unroll(axis)
-    stage.tensorize(i, mma(dtype, record.accumulator, b_transposed=True))
+    intrin = mma(
+        record.dtype, record.accumulator, b_transposed=is_transposed(record), right=record.right
+    )
+    stage.tensorize(i, intrin)
     return step, inner
 
 
-def _load_fragments(stage: Stage, compute: Stage, inner: Var, operand: str, dtype: DType) -> None:
-    """a is [rows, k] in shared memory, b is [k, columns]."""
+def _load_fragments(stage: Stage, compute: Stage, inner: Var, operand: str, record: Mma) -> None:
+    """From shared memory to registers."""
+    dtype = record.dtype if operand == "a" else record.right
     stage.compute_at(compute, inner)
     rows, columns = stage.axes[-2:]
-    transposed = operand == "b"
+    transposed = operand == "b" and is_transposed(record)
     if dtype is DType.FLOAT32:
         intrin = load_tf32(operand, transposed)
         outer = stage.split(columns if transposed else rows, factor=8 if transposed else 16)

@@ -33,12 +33,13 @@ class Mma:
     """d = a b + c on the tensor cores of one warp.
 
     Attributes:
-        dtype: of a and b. float32 stands for tf32: the low 13 bits are ignored.
+        dtype, right: of a and of b. float32 stands for tf32: the low 13 bits are ignored.
         accumulator: of c and d.
         ptx: the instruction; its operands are the registers of d, a, b and c.
     """
 
     dtype: DType
+    right: DType
     accumulator: DType
     ptx: str
 
@@ -60,11 +61,15 @@ class Mma:
 
     @property
     def name(self) -> str:
-        return f"mma.m16n8k{self.depth}.{self.dtype}"
+        mixed = f".{self.right}" if self.right is not self.dtype else ""
+        return f"mma.m16n8k{self.depth}.{self.dtype}{mixed}"
 
 
-def _record(dtype: DType, accumulator: DType, shape: str, types: str) -> Mma:
-    return Mma(dtype, accumulator, f"mma.sync.aligned.{shape}.row.col.{types}")
+def _record(
+    dtype: DType, accumulator: DType, shape: str, types: str, right: DType | None = None
+) -> Mma:
+    ptx = f"mma.sync.aligned.{shape}.row.col.{types}"
+    return Mma(dtype, right or dtype, accumulator, ptx)
 
 
 _F32, _S32 = DType.FLOAT32, DType.INT32
@@ -76,15 +81,17 @@ MMA: Mapping[str, Mma] = {
         _record(DType.FLOAT32, _F32, "m16n8k8", "f32.tf32.tf32.f32"),
         _record(DType.INT8, _S32, "m16n8k32", "s32.s8.s8.s32"),
         _record(DType.UINT8, _S32, "m16n8k32", "s32.u8.u8.s32"),
+        _record(DType.UINT8, _S32, "m16n8k32", "s32.u8.s8.s32", DType.INT8),
     )
 }
 """The instructions of sm_80 and later, by name."""
 LOADS = ("ldmatrix.x4", "ldmatrix.x4.trans")
 
 
-def mma_of(dtype: DType) -> Mma | None:
-    """The instruction that multiplies matrices of this element type."""
-    return next((one for one in MMA.values() if one.dtype is dtype), None)
+def mma_of(dtype: DType, right: DType | None = None) -> Mma | None:
+    """The instruction that multiplies matrices of this element type, or of these two."""
+    types = (dtype, right or dtype)
+    return next((one for one in MMA.values() if (one.dtype, one.right) == types), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +110,20 @@ class WarpOp:
 
 @functools.cache
 def mma(
-    dtype: str, accumulator: str, a_transposed: bool = False, b_transposed: bool = False
+    dtype: str,
+    accumulator: str,
+    a_transposed: bool = False,
+    b_transposed: bool = False,
+    right: str = "",
 ) -> TensorIntrin:
     """c[i, j] += sum of a[i, k] * b[j, k] for 16 x 8 elements of a warp's fragments.
 
     Args:
         a_transposed: the left operand is a[k, i].
         b_transposed: the right operand is b[k, j].
+        right: its element type, if that is another.
     """
-    record = mma_of(DType(dtype))
+    record = mma_of(DType(dtype), DType(right or dtype))
     if record is None or record.accumulator != accumulator:
         raise ValueError(f"no instruction multiplies {dtype} into {accumulator}")
     layouts = (
@@ -120,8 +132,8 @@ def mma(
         record.c,
     )
     a, b = (
-        placeholder(layout.shape, dtype, name=layout.role)  # type: ignore[arg-type]
-        for layout in layouts[:2]
+        placeholder(layout.shape, one, name=layout.role)  # type: ignore[arg-type]
+        for layout, one in zip(layouts[:2], (record.dtype, record.right), strict=True)
     )
     k = reduce_axis((0, record.depth), name="k")
 
