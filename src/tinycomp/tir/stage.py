@@ -14,7 +14,7 @@ from ..diagnostics import ScheduleError
 from ..dtype import DType
 from ..ir.expr import Expr, Var, as_expr
 from ..te.intrin import TensorIntrin
-from ..te.tensor import IterKind, IterVar, Operation, Tensor
+from ..te.tensor import ExternOp, IterKind, IterVar, Operation, Tensor
 from .nodes import Block
 from .primitives.affine import to_tokens
 from .primitives.annotate import Bind, Parallel, Pragma, Unroll, Vectorize
@@ -87,6 +87,8 @@ class Stage:
 
         A stage that was made or changed by cache_write, rfactor and the like has axes of its own.
         """
+        if isinstance(self.tensor, Tensor) and isinstance(self.tensor.op, ExternOp):
+            return self.tensor.op
         iter_vars = self.block.iter_vars
         if isinstance(self.tensor, Tensor):
             op = self.tensor.op

@@ -98,6 +98,11 @@ def loop_of(func: PrimFunc, var: Var) -> For:
 def block_of(func: PrimFunc, name: str) -> Block:
     """The block called `name`; ScheduleError if there is none."""
     path = path_to(func.body, lambda s: isinstance(s, Block) and s.name == name)
+    if path is None and is_extern(func, name):
+        raise ScheduleError(
+            f"stage {name!r} is extern: its statements stay as they were written",
+            hint="of its result the scope and layout can be chosen, and copies made (cache_read)",
+        )
     if path is None:
         raise ScheduleError(
             f"{func.name} has no block {name!r}: it was inlined", hint="s.show() prints the blocks"
@@ -105,6 +110,13 @@ def block_of(func: PrimFunc, name: str) -> Block:
     block = path[-1]
     assert isinstance(block, Block)
     return block
+
+
+def is_extern(func: PrimFunc, name: str) -> bool:
+    """Whether a stage is hand-written statements (te.extern), which are no block."""
+    inside = blocks_in(func.body)
+    outside = statements_outside(func.body, inside)
+    return any(isinstance(s, Store) and s.buffer.name == name for s in outside)
 
 
 def loops_above(func: PrimFunc, stmt: Stmt) -> list[For]:

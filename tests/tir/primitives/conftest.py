@@ -20,14 +20,14 @@ TARGETS = [Target.parse("llvm -mcpu=x86-64-v3"), Target.parse("llvm -mcpu=skylak
 class Computation:
     """Tensor expressions, inputs for them, and what NumPy makes of these."""
 
-    def __init__(self, inputs, outputs, seed=0):
+    def __init__(self, inputs, outputs, seed=0, run_extern=None):
         self.inputs = list(inputs)
         self.outputs = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
         rng = np.random.default_rng(seed)
         self.arrays = [self._array(rng, t) for t in self.inputs]
         with np.errstate(all="ignore"):
             bound = dict(zip(self.inputs, self.arrays, strict=True))
-            self.expected = evaluate(self.outputs, bound)
+            self.expected = evaluate(self.outputs, bound, run_extern=run_extern)
 
     @staticmethod
     def _array(rng, tensor):

@@ -53,6 +53,7 @@ from ..nodes import Block, Buffer, For, PrimFunc, Scope, Seq, Stmt
 from ..region import Interval, region
 from ..tree import (
     blocks_in,
+    is_extern,
     loads_in,
     loop_of,
     loops_above,
@@ -267,6 +268,8 @@ def compute_root(func: PrimFunc, block_name: str) -> PrimFunc:
     Raises:
         ScheduleError: the stage reads what is computed inside the loops it would leave.
     """
+    if is_extern(func, block_name):  # it never left
+        return func
     block = only_writer(func, block_name)
     nest = own_nest(func, block)
     root = root_of(func, block)

@@ -39,7 +39,15 @@ from ...te.simplify import Analyzer
 from ...te.tensor import IterKind
 from ..nodes import Block, Buffer, For, ForKind, PrimFunc, Seq
 from ..region import region
-from ..tree import blocks_in, loads_in, loop_of, loops_above, read_buffers, replace_stmt
+from ..tree import (
+    blocks_in,
+    loads_in,
+    loop_of,
+    loops_above,
+    read_buffers,
+    replace_stmt,
+    written_buffers,
+)
 from .common import (
     kinds_in,
     only_writer,
@@ -154,7 +162,7 @@ def require_inputs_before(
     order = func.body.stmts if isinstance(func.body, Seq) else (func.body,)
     place = next(i for i, s in enumerate(order) if s is root)
     mine = result_buffers(block)
-    late = {b for s in order[place:] for w in blocks_in(s) for b in result_buffers(w)}
+    late = {b for s in order[place:] for b in written_buffers(s)}
     for buffer in read_buffers(block):
         if buffer in late and buffer not in but and buffer not in mine:
             raise ScheduleError(
