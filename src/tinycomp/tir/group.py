@@ -47,6 +47,11 @@ def group_members(
     Raises:
         ScheduleError: there are none.
     """
+    wrong = [t for t in (*outputs, *inputs) if not isinstance(t, Tensor)]
+    if wrong:
+        raise ScheduleError(
+            f"s.create_group: {wrong[0]!r} is not a tensor", hint="give tensors, not their names"
+        )
     first = {t.op for t in inputs}
     reached = set(first)
     members: list[Tensor] = []

@@ -106,11 +106,17 @@ class Schedule:
             by_op = (t for t in self._stages if isinstance(t, Tensor) and t.op.name == tensor)
             found = next(named, None) or next(by_op, None)
             if found is None:
+                given = any(b.name == tensor for b in self.func.params)
+                what = f"{tensor!r} is an input" if given else "there is no such stage"
                 raise ScheduleError(
-                    f"s[{tensor!r}]: there is no such stage",
-                    hint=f"the stages are {', '.join(self.stages)}",
+                    f"s[{tensor!r}]: {what}", hint=f"the stages are {', '.join(self.stages)}"
                 )
             return found
+        if not isinstance(tensor, Tensor | CachedTensor):
+            raise ScheduleError(
+                f"s[{tensor!r}]: this {type(tensor).__name__} is not a tensor",
+                hint=f"give a tensor, or the name of a stage: {', '.join(self.stages)}",
+            )
         if tensor not in self._stages:
             raise ScheduleError(
                 f"s[{tensor.name}]: {tensor.name!r} is an input or belongs to another schedule",
@@ -126,6 +132,11 @@ class Schedule:
         """The name of the buffer of a tensor, which may be an input."""
         if isinstance(tensor, str):
             return tensor
+        if not isinstance(tensor, Tensor | CachedTensor):
+            raise ScheduleError(
+                f"{tensor!r} is not a tensor",
+                hint=f"the tensors are {', '.join(self._buffer_names.values())}",
+            )
         if tensor not in self._buffer_names:
             raise ScheduleError(
                 f"tensor {tensor.name!r} is not part of this schedule",
@@ -170,6 +181,11 @@ class Schedule:
         """
         if isinstance(axis, str):
             return self.loop(stage, axis).var
+        if not isinstance(axis, Var | IterVar):
+            raise ScheduleError(
+                f"{axis!r} is not an axis",
+                hint="give its name, the handle that a call returned, or the axis of the tensor",
+            )
         var = axis.var if isinstance(axis, IterVar) else axis
         var = self._renamed.get((stage, var), var)
         if any(l.var is var for l in self.loops(stage)):
@@ -281,7 +297,7 @@ class Schedule:
         """
         try:
             content = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, TypeError) as error:
             raise ScheduleError(
                 f"the schedule is not JSON: {error}", hint="give the text of Schedule.to_json()"
             ) from None
@@ -315,6 +331,10 @@ class Schedule:
         True
         """
         wanted = list(steps)
+        if not all(isinstance(step, Step) for step in wanted):
+            raise ScheduleError(
+                "s.replay takes steps", hint="Schedule.from_json(text), or the .steps of a schedule"
+            )
         with self.all_or_nothing():
             for number, step in enumerate(wanted, 1):
                 try:
@@ -476,8 +496,8 @@ class Schedule:
         >>> s[B].axes
         (i, i_1, j)
         """
-        ends = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-        starts = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+        ends = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+        starts = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
         return Group(self, group_members(ends, starts, include_inputs))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..diagnostics import ScheduleError
 from ..dtype import DType
-from ..ir.expr import Expr, Var, as_expr
+from ..ir.expr import Expr, Var
 from ..te.intrin import TensorIntrin
 from ..te.tensor import ExternOp, IterKind, IterVar, Operation, Tensor
 from .nodes import Block
@@ -133,7 +133,17 @@ class Stage:
         try:
             return self.schedule.axis(name, axis).name
         except ScheduleError as error:
-            self.schedule.refuse(f's["{name}"].{call}("{axis.name}")', name, axis.name, error)
+            shown = axis.name if isinstance(axis, Var | IterVar) else ""
+            text = f'"{shown}"' if shown else repr(axis)
+            self.schedule.refuse(f's["{name}"].{call}({text})', name, shown, error)
+
+    def _tokens(self, call: str, make: Callable[[], Any]) -> Any:
+        """Index expressions as values, for the step of a call."""
+        try:
+            return make()
+        except ScheduleError as error:
+            name = self.block_name
+            self.schedule.refuse(f's["{name}"].{call}(...)', name, "", error)
 
     def split(
         self,
@@ -385,7 +395,8 @@ class Stage:
         """
         name = self.schedule.buffer_name(self.tensor)
         rank = len(self.schedule.buffer(name).shape)
-        self._do(TransformLayout(name, tokens_of_map(index_map, rank)))
+        tokens = self._tokens("transform_layout", lambda: tokens_of_map(index_map, rank))
+        self._do(TransformLayout(name, tokens))
 
     def pad(self, axis: Axis, multiple: int) -> None:
         """Round the extent of an axis up, so that tiles divide it.
@@ -469,15 +480,15 @@ class Stage:
         """Compute only where a condition holds on loops that just repeat the stage; threads are
         named by their loops, or as `te.thread_axis("threadIdx.x").var`. In traces the condition is
         a list in postfix order."""
-        if isinstance(predicate, Sequence):
+        if isinstance(predicate, Sequence) and not isinstance(predicate, str):
             tokens = tuple(predicate)
         else:
-            tokens = to_tokens(as_expr(predicate))
+            tokens = self._tokens("set_store_predicate", lambda: to_tokens(predicate))
         self._do(SetStorePredicate(self.block_name, tokens))
 
     def env_threads(self, threads: Sequence[str] | str) -> None:
         """The thread axes to launch around the nest that the stage is part of, such as a scan."""
-        names = [threads] if isinstance(threads, str) else threads
+        names = threads if isinstance(threads, list | tuple) else [threads]
         self._do(EnvThreads(self.block_name, tuple(str(t) for t in names)))
 
     def prefetch(self, tensor: TensorLike | str, axis: Axis, offset: int = 1) -> None:

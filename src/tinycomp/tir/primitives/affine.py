@@ -11,10 +11,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ...diagnostics import ScheduleError
 from ...ir.expr import Binary, BinaryOp, Expr, IntImm, Var, as_expr, binary
 from ...ir.node import fold
+from ...te.tensor import IterVar
 
 Tokens = tuple[str | int, ...]
 
@@ -26,12 +28,16 @@ _SYMBOLS = {
 _OPERATORS = {symbol: op for op, symbol in _SYMBOLS.items()}
 
 
-def to_tokens(expr: Expr) -> Tokens:
+def to_tokens(expr: Any) -> Tokens:
     """An expression of variables, integers and + - * // % < <= == & in postfix order.
 
     Raises:
-        ScheduleError: it holds something else.
+        ScheduleError: it is or holds something else.
     """
+    if not isinstance(expr, Expr | IterVar | int):
+        raise ScheduleError(
+            f"{expr!r} is not an index expression", hint="use axes, integers and + - * // % < <="
+        )
 
     def step(node: Expr, parts: list[Tokens]) -> Tokens:
         if isinstance(node, Var):
@@ -44,7 +50,7 @@ def to_tokens(expr: Expr) -> Tokens:
             f"{node} is not an index expression", hint="use axes, integers and + - * // % < <="
         )
 
-    return fold(expr, step)
+    return fold(as_expr(expr), step)
 
 
 def from_tokens(tokens: Tokens, variables: Mapping[str, Var]) -> Expr:

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
 REDUCE_THREADS = "reduce_threads"
 """Annotation of a loop over threads that combines one value of each."""
+OF_REDUCTIONS = (REDUCE_THREADS, "reduce_lanes")  # hints on how to combine partial results
 
 _THREAD = re.compile(r"(blockIdx|threadIdx)\.[xyz]|vthread(\.[xyz])?")
 
@@ -113,6 +114,17 @@ class Pragma(Step):
 
     def apply(self, schedule: Schedule) -> None:
         axis = schedule.loop(self.stage, self.axis).var
+        if not isinstance(self.key, str) or not self.key:
+            raise ScheduleError(f"{self.key!r} is no hint", hint='a text, such as "unroll"')
+        if not isinstance(self.value, str | int | float):
+            raise ScheduleError(
+                f"{self.value!r} is no value of a hint", hint="a number, a text or a bool"
+            )
+        if self.key in OF_REDUCTIONS and IterKind.REDUCE not in axis_kinds(schedule.func, axis):
+            raise ScheduleError(
+                f"{self.key} is for reduction loops, and {self.axis!r} is none of {self.stage!r}",
+                hint="s.rfactor makes a loop that combines partial results",
+            )
         schedule.func = annotate_loop(schedule.func, axis, self.key, self.value)
 
 

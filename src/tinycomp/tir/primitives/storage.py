@@ -66,7 +66,8 @@ class StorageAlign(Step):
         The axis must run along one dimension of the stage, as before it was fused with others.
         """
         _require_intermediate(schedule.func, self.stage)
-        if type(self.factor) is not int or self.factor < 1 or not 0 <= self.offset < self.factor:
+        known = type(self.factor) is int and type(self.offset) is int
+        if not known or self.factor < 1 or not 0 <= self.offset < self.factor:
             raise ScheduleError(
                 f"factor {self.factor} and offset {self.offset} do not say a stride",
                 hint="give a factor of at least 1 and an offset below it",

@@ -31,6 +31,7 @@ B: float32[2, 4, 4] global
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...diagnostics import ScheduleError
-from ...ir.expr import Binary, BinaryOp, Expr, IntImm, Load, Var, as_expr, const, substitute
+from ...ir.expr import Binary, BinaryOp, Expr, IntImm, Load, Var, const, substitute
 from ...ir.fold import refold
 from ...ir.node import Node, fold
 from ...te.simplify import Analyzer
@@ -89,9 +90,16 @@ def tokens_of_map(index_map: Callable[..., Any], rank: int) -> tuple[Tokens, ...
     `te.AXIS_SEPARATOR` may stand between indices, as in TVM, where it splits the buffer in
     physical dimensions; buffers are flat memory here, so it changes nothing.
     """
+    try:
+        inspect.signature(index_map).bind(*range(rank))
+    except TypeError as error:
+        raise ScheduleError(
+            f"{index_map!r} is not a function of the {rank} indices of the buffer: {error}",
+            hint="such as lambda i, j: (j, i)",
+        ) from None
     result = index_map(*(Var(f"i{d}") for d in range(rank)))
     places = result if isinstance(result, tuple | list) else (result,)
-    return tuple(to_tokens(as_expr(e)) for e in places if e is not AXIS_SEPARATOR)
+    return tuple(to_tokens(e) for e in places if e is not AXIS_SEPARATOR)
 
 
 def transform_layout(
