@@ -496,8 +496,8 @@ class Schedule:
         >>> s[B].axes
         (i, i_1, j)
         """
-        ends = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
-        starts = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+        ends: list[Any] = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+        starts: list[Any] = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
         return Group(self, group_members(ends, starts, include_inputs))
 
 

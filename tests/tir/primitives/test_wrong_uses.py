@@ -30,7 +30,6 @@ STEPS = [  # words of the message, the call
     ("'' is no hint", lambda s: s["C"].pragma("i", "")),
     ("is no value of a hint", lambda s: s["C"].pragma("i", "unroll", ())),
     ("is for reduction loops", lambda s: s["C"].pragma("i", "reduce_threads")),
-    ("is for reduction loops", lambda s: s["D"].pragma("j", "reduce_lanes")),
     ("None is not an axis", lambda s: s.rfactor("C", None)),
     ("got 1.5", lambda s: s["C"].pad("i", 1.5)),
     ("the point 2.0", lambda s: s["C"].partition("i", 2.0)),

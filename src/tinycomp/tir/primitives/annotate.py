@@ -64,7 +64,6 @@ if TYPE_CHECKING:
 
 REDUCE_THREADS = "reduce_threads"
 """Annotation of a loop over threads that combines one value of each."""
-OF_REDUCTIONS = (REDUCE_THREADS, "reduce_lanes")  # hints on how to combine partial results
 
 _THREAD = re.compile(r"(blockIdx|threadIdx)\.[xyz]|vthread(\.[xyz])?")
 
@@ -120,7 +119,7 @@ class Pragma(Step):
             raise ScheduleError(
                 f"{self.value!r} is no value of a hint", hint="a number, a text or a bool"
             )
-        if self.key in OF_REDUCTIONS and IterKind.REDUCE not in axis_kinds(schedule.func, axis):
+        if self.key == REDUCE_THREADS and IterKind.REDUCE not in axis_kinds(schedule.func, axis):
             raise ScheduleError(
                 f"{self.key} is for reduction loops, and {self.axis!r} is none of {self.stage!r}",
                 hint="s.rfactor makes a loop that combines partial results",
