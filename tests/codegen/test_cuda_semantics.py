@@ -129,7 +129,7 @@ def test_casts(tmp_path):
 
 
 def test_float_intrinsics(tmp_path):
-    left_out = ("checked_index", "if_then_else", "popcount", "not", "bit_not", "likely")
+    left_out = ("checked_index", "if_then_else", "popcount", "not", "bit_not", "likely", "once")
     count = {"pow": 2, "atan2": 2, "fma": 3}
     cases, expected, labels = [], [], []
     for dtype in FLOATS:
