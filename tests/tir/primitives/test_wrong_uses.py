@@ -28,7 +28,7 @@ STEPS = [  # words of the message, the call
     ("'None' is not a thread axis", lambda s: s["C"].bind("i", None)),
     ("3 is no hint", lambda s: s["C"].pragma("i", 3)),
     ("'' is no hint", lambda s: s["C"].pragma("i", "")),
-    ("is no value of a hint", lambda s: s["C"].pragma("i", "unroll", ())),
+    ("is no value of a hint", lambda s: s["C"].pragma("i", "unroll", None)),
     ("is for reduction loops", lambda s: s["C"].pragma("i", "reduce_threads")),
     ("None is not an axis", lambda s: s.rfactor("C", None)),
     ("got 1.5", lambda s: s["C"].pad("i", 1.5)),

@@ -115,9 +115,11 @@ class Pragma(Step):
         axis = schedule.loop(self.stage, self.axis).var
         if not isinstance(self.key, str) or not self.key:
             raise ScheduleError(f"{self.key!r} is no hint", hint='a text, such as "unroll"')
-        if not isinstance(self.value, str | int | float):
+        parts = self.value if isinstance(self.value, tuple | list) else (self.value,)
+        if not all(isinstance(part, str | int | float) for part in parts):
             raise ScheduleError(
-                f"{self.value!r} is no value of a hint", hint="a number, a text or a bool"
+                f"{self.value!r} is no value of a hint",
+                hint="a number, a text, a bool, or several of these",
             )
         if self.key == REDUCE_THREADS and IterKind.REDUCE not in axis_kinds(schedule.func, axis):
             raise ScheduleError(
