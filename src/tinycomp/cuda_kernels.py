@@ -26,8 +26,10 @@ from .runtime.artifact import Artifact, Manifest
 from .runtime.cache import Cache, content_key, source_digest
 from .runtime.cuda_plan import CudaPlan, launch_from_json
 from .schedules import build_kernel
+from .schedules.gpu import PLAIN
 from .target import Target
 
+_PLAIN_NOTE = "plain schedule"  # in the source and the manifest
 _WORKERS = 2  # NVRTC runs beside the generation of the next kernels
 
 
@@ -77,7 +79,10 @@ def generate_cuda(
     """te, schedule, tir and CUDA C++ of one primitive function."""
     name = kernel_name(function)
     func = build_kernel(function, target, name, extension)
-    return emit_cuda(func, target.arch, label_of(function), target.programmatic)
+    comment = label_of(function)
+    if PLAIN in func.attrs:
+        comment += f"\n{_PLAIN_NOTE}: {func.attrs[PLAIN]}"
+    return emit_cuda(func, target.arch, comment, target.programmatic)
 
 
 def compile_cuda_kernels(
@@ -127,7 +132,7 @@ def _finish(
 
 def _precisions(main: Function, kernels: Mapping[str, CompiledCudaKernel]) -> dict[str, str]:
     """What each kernel computes in: a product that was allowed tf32 but got no tensor cores is
-    float32 still."""
+    float32 still. One that no default schedule fits says so."""
     found = kernel_precisions(main)
     for kernel in kernels.values():
         asked = found[kernel.name]
@@ -135,6 +140,8 @@ def _precisions(main: Function, kernels: Mapping[str, CompiledCudaKernel]) -> di
             found[kernel.name] = f"{asked} (tensor cores)"
         else:
             found[kernel.name] = asked.replace("tf32", "fp32")
+        if f"// {_PLAIN_NOTE}" in kernel.source:
+            found[kernel.name] += f" ({_PLAIN_NOTE})"
     return found
 
 

@@ -7,6 +7,7 @@ one thread per output element. What no schedule binds gets a sound binding at th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from ... import te
@@ -37,7 +38,10 @@ from .skinny import expand_skinny
 from .split_k import SLICES, schedule_slices
 from .tensor_cores import schedule_tensor_cores
 
-__all__ = ["build_gpu_kernel", "default_gpu_schedule"]
+__all__ = ["PLAIN", "build_gpu_kernel", "default_gpu_schedule"]
+
+PLAIN = "plain_schedule"
+"""Attribute of a lowered kernel that no default schedule fits, with the reason."""
 
 
 def expansions(target: Target) -> dict[str, Compute]:
@@ -56,17 +60,20 @@ def expansions(target: Target) -> dict[str, Compute]:
 def build_gpu_kernel(function: Function, target: Target, name: str) -> PrimFunc:
     """The lowered kernel of a primitive function: as a tile program where there is one for it, by
     its default schedule or, where that does not fit the machine, with one thread per output
-    element."""
+    element; then the attribute `PLAIN` of the function says why."""
     if (kernel := build_hopper_product(function, target, name)) is not None:
         return kernel
     try:
         func = _lowered(default_gpu_schedule(function, target, name))
-        if _shared_bytes(func) <= shared_limit(target.arch):
+        needed = _shared_bytes(func)
+        if needed <= shared_limit(target.arch):
             return func
-    except ScheduleError:
-        pass  # the plain schedule below takes everything
+        reason = f"{needed} bytes of shared memory, more than {target.arch} has"
+    except ScheduleError as error:
+        reason = error.message
     inputs, outputs = to_te(collapse_dims(function))
-    return _lowered(create_schedule(outputs, inputs, name))
+    func = _lowered(create_schedule(outputs, inputs, name))
+    return replace(func, attrs={**func.attrs, PLAIN: reason})
 
 
 def default_gpu_schedule(function: Function, target: Target, name: str) -> Schedule:
