@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..target import Target
 from .nodes import PrimFunc
+from .passes.common_subexpr import common_subexpr
 from .passes.compact_buffers import compact_buffers
 from .passes.hoist_ifs import hoist_ifs
 from .passes.loop_partition import loop_partition
@@ -38,4 +39,5 @@ def lower(func: PrimFunc, target: Target) -> PrimFunc:
     func = vectorize(func, target)
     func = unroll(func)
     func = simplify(func)
+    func = common_subexpr(func)
     return prefetch(func)

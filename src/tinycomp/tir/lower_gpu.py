@@ -6,6 +6,7 @@ from ..target import Target
 from .nodes import PrimFunc
 from .passes.barriers import insert_barriers
 from .passes.bind_threads import bind_threads
+from .passes.common_subexpr import common_subexpr
 from .passes.compact_buffers import compact_buffers
 from .passes.hoist_ifs import hoist_ifs
 from .passes.lower_blocks import lower_blocks
@@ -36,4 +37,4 @@ def lower_gpu(func: PrimFunc) -> PrimFunc:
     func = lower_collectives(func)
     func = hoist_ifs(func)
     func = vectorize(func, ACCESS)
-    return simplify(func)
+    return common_subexpr(simplify(func))
