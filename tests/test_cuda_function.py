@@ -5,7 +5,7 @@ import pytest
 
 import tinycomp
 from tinycomp import te
-from tinycomp.codegen.nvrtc import library
+from tinycomp.codegen.cuda.nvrtc import library
 from tinycomp.cuda_function import CudaFunction
 from tinycomp.diagnostics import ExecutionError, InputError, ScheduleError, TinycompError
 from tinycomp.testing.fake_cuda import FakeArrays, FakeDriver

@@ -182,7 +182,7 @@ def test_a_hook_schedules_for_a_gpu():
         stage.bind(stage.fuse(*stage.axes), "threadIdx.x")
         return True
 
-    pytest.importorskip("tinycomp.codegen.nvrtc")
+    pytest.importorskip("tinycomp.codegen.cuda.nvrtc")
     extension = replace(CUBE, schedules={"cube": bound})
     try:
         module = tinycomp.compile(_model(), target="cuda -arch=sm_90a", extension=extension)

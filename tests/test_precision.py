@@ -9,7 +9,7 @@ from tests.relay.test_random_graphs import random_function
 import tinycomp
 from tinycomp.cli.main import main
 from tinycomp.cli.reference import run_reference
-from tinycomp.codegen import nvrtc
+from tinycomp.codegen.cuda import nvrtc
 from tinycomp.compiler import compile_with
 from tinycomp.config import Config
 from tinycomp.diagnostics import TinycompError

@@ -11,7 +11,7 @@ import numpy as np
 
 import tinycomp
 from tinycomp import te
-from tinycomp.codegen.nvrtc import library
+from tinycomp.codegen.cuda.nvrtc import library
 from tinycomp.diagnostics import ScheduleError, TinycompError
 from tinycomp.tir.tensor_intrinsics.warp import MMA, load_matrix, mma, store_fragment
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
-from tinycomp.codegen.nvrtc import Resources, compile_cuda
+from tinycomp.codegen.cuda.nvrtc import Resources, compile_cuda
 from tinycomp.compiler import Options, import_model, optimize
 from tinycomp.cuda_kernels import generate_cuda
 from tinycomp.diagnostics import TinycompError

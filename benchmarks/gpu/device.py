@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from harness import Env
 
-from tinycomp.codegen.cuda import emit_cuda
-from tinycomp.codegen.nvrtc import compile_cuda
+from tinycomp.codegen.cuda.emit import emit_cuda
+from tinycomp.codegen.cuda.nvrtc import compile_cuda
 from tinycomp.compiler import compile_with
 from tinycomp.config import Config
 from tinycomp.ops import default_ops
 from tinycomp.relay.builder import Builder
 from tinycomp.relay.nodes import Atom, IRModule
 from tinycomp.relay.plan import Copy, KernelCall
-from tinycomp.runtime.cuda import CudaModule
-from tinycomp.runtime.cuda_driver import Driver, open_driver
-from tinycomp.runtime.cuda_kernel import DeviceKernel
-from tinycomp.runtime.cuda_program import DeviceProgram, Frame, host_bytes
+from tinycomp.runtime.cuda.driver import Driver, open_driver
+from tinycomp.runtime.cuda.kernel import DeviceKernel
+from tinycomp.runtime.cuda.module import CudaModule
+from tinycomp.runtime.cuda.program import DeviceProgram, Frame, host_bytes
 from tinycomp.testing.gpu import run_on_cpu
 from tinycomp.tir.gpu_executor import run as execute
 from tinycomp.tir.nodes import PrimFunc

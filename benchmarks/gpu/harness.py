@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tinycomp.runtime.cuda_driver import Driver
+    from tinycomp.runtime.cuda.driver import Driver
 
 Row = dict[str, Any]
 """`case`, `engine`, and what was found: `us`, `tflops`, `gbps`, `error`, `ok`, or `failed`."""
@@ -239,7 +239,7 @@ def _give_back_memory() -> None:
 def _context_works(env: Env) -> bool:
     """Whether the GPU still does what it is told: an illegal access ends that for good."""
     from tinycomp.diagnostics import TinycompError
-    from tinycomp.runtime.cuda_driver import open_driver
+    from tinycomp.runtime.cuda.driver import open_driver
 
     driver = env.driver or open_driver()
     try:

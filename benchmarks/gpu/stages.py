@@ -63,7 +63,7 @@ def _run_stage(stage: str, args: argparse.Namespace, env: Env) -> int:
 
 
 def _arch(dry: bool) -> str:
-    from tinycomp.runtime.cuda_driver import DEFAULT_ARCH, present_arch
+    from tinycomp.runtime.cuda.driver import DEFAULT_ARCH, present_arch
 
     if dry:
         return DEFAULT_ARCH

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from tinycomp.runtime.cuda_driver import Driver
+from tinycomp.runtime.cuda.driver import Driver
 
 ROUNDS = 9
 SAMPLE_SECONDS = 4e-3  # of one engine in one round

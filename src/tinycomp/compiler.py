@@ -27,7 +27,7 @@ from .precision import Precision, PrecisionPolicy
 from .runtime.arrays import aligned_empty
 from .runtime.artifact import Artifact, Manifest, ValueSpec
 from .runtime.cache import Cache, content_key, source_digest, touch
-from .runtime.cuda_driver import choose_target
+from .runtime.cuda.driver import choose_target
 from .runtime.dynamic import DynamicModule
 from .runtime.module import Module, make_module
 from .runtime.native import POOL_OBJECT

@@ -7,14 +7,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .codegen.cuda import CudaKernel, emit_cuda
-from .codegen.gpu_access import LaunchAccess, find_accesses
-from .codegen.nvrtc import Cubin, Resources, compile_cuda
+from .codegen.cuda.access import LaunchAccess, find_accesses
+from .codegen.cuda.emit import CudaKernel, emit_cuda
+from .codegen.cuda.nvrtc import Cubin, Resources, compile_cuda
 from .diagnostics import TinycompError
 from .ir.expr import Var
-from .runtime.cuda_arrays import stream_handle
-from .runtime.cuda_driver import Driver, open_driver
-from .runtime.cuda_kernel import DeviceKernel, DeviceView
+from .runtime.cuda.arrays import stream_handle
+from .runtime.cuda.driver import Driver, open_driver
+from .runtime.cuda.kernel import DeviceKernel, DeviceView
 from .runtime.function import TimeResult
 from .runtime.signature import Signature, check_aliasing, host_array
 from .target import Target

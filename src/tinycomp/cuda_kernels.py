@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .codegen.cuda import CudaKernel, emit_cuda
-from .codegen.cuda_limits import Launch
-from .codegen.nvrtc import Resources, compile_cuda, library
+from .codegen.cuda.emit import CudaKernel, emit_cuda
+from .codegen.cuda.limits import Launch
+from .codegen.cuda.nvrtc import Resources, compile_cuda, library
 from .cost import function_flops
 from .extension import NO_EXTENSION, Extension
 from .kernels import kernel_infos, kernel_name, kernel_precisions, primitive_functions, specs
@@ -24,7 +24,7 @@ from .relay.passes.plan_memory import KernelInfo, plan_memory
 from .runtime.arrays import aligned_empty
 from .runtime.artifact import Artifact, Manifest
 from .runtime.cache import Cache, content_key, source_digest
-from .runtime.cuda_plan import CudaPlan, launch_from_json
+from .runtime.cuda.plan import CudaPlan, launch_from_json
 from .schedules import build_kernel
 from .schedules.gpu import PLAIN
 from .target import Target

@@ -47,8 +47,10 @@ class DimRange:
                 low, high = value
                 return DimRange(_size(low), None if high is None else _size(high))._checked()
             if isinstance(value, list):
-                sizes = tuple(sorted({_size(v) for v in value}))
-                return DimRange(0, sizes[-1], sizes) if len(sizes) > 1 else DimRange.of(sizes[0])
+                sizes = sorted({_size(v) for v in value})
+                if len(sizes) == 1:
+                    return DimRange.of(sizes[0])
+                return DimRange(0, sizes[-1], tuple(sizes))
             return DimRange(_size(value), _size(value))
         except (TypeError, ValueError, IndexError):
             raise TinycompError(

@@ -27,7 +27,7 @@ from .cuda_function import CudaFunction
 from .diagnostics import InputError, TinycompError
 from .ir.expr import Expr, Load, Var, const
 from .runtime.artifact import foreign_reason
-from .runtime.cuda_driver import choose_target
+from .runtime.cuda.driver import choose_target
 from .runtime.function import NativeKernel, TimeResult, measure
 from .runtime.signature import Signature, check_aliasing, host_array
 from .schedules.gpu.bind import bind_unbound

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .codegen.gpu_access import find_accesses
+from .codegen.cuda.access import find_accesses
 from .codegen.llvm import assembly
 from .diagnostics import TinycompError
 from .extension import NO_EXTENSION, Extension

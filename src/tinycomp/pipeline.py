@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from .codegen.cuda_limits import has_async_copies
+from .codegen.cuda.limits import has_async_copies
 from .precision import PrecisionPolicy
 from .relay.pass_infra import Pass, Sequential
 from .relay.passes.alter_op_layout import AlterOpLayout

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tinycomp.cli.reference import run_reference
-from tinycomp.codegen import nvrtc
+from tinycomp.codegen.cuda import nvrtc
 from tinycomp.diagnostics import TinycompError
 from tinycomp.testing.graph_builder import seeded_inputs
 from tinycomp.testing.models import builders
@@ -199,7 +199,7 @@ def test_programs_on_a_device_made_of_numpy(stages, compiler):
 
 def test_single_kernels_on_a_device_made_of_numpy(stages, compiler):
     from tinycomp import te
-    from tinycomp.codegen.cuda import emit_cuda
+    from tinycomp.codegen.cuda.emit import emit_cuda
     from tinycomp.schedules.gpu.bind import bind_unbound
     from tinycomp.testing.fake_cuda import FakeDriver
     from tinycomp.tir.lower_gpu import lower_gpu

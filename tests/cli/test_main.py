@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from tinycomp.cli import main as cli
 from tinycomp.cli.common import human_bytes, parse_dims, parse_input_shapes
-from tinycomp.codegen.nvrtc import library
+from tinycomp.codegen.cuda.nvrtc import library
 from tinycomp.diagnostics import TinycompError
 from tinycomp.runtime.compare import compare
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tinycomp.codegen.cuda import emit_cuda
+from tinycomp.codegen.cuda.emit import emit_cuda
 from tinycomp.codegen.jit import load_object
 from tinycomp.codegen.llvm import assembly, compile_kernels, emit_kernel
 from tinycomp.diagnostics import TinycompError, VerifyError

@@ -7,11 +7,11 @@ import pytest
 import tinycomp
 from tinycomp.cli.main import main
 from tinycomp.cli.reference import run_reference
-from tinycomp.codegen import nvrtc
+from tinycomp.codegen.cuda import nvrtc
 from tinycomp.compiler import compile_with
 from tinycomp.config import Config
 from tinycomp.diagnostics import TinycompError
-from tinycomp.runtime.cuda_driver import present_arch
+from tinycomp.runtime.cuda.driver import present_arch
 from tinycomp.testing.compare import assert_close
 from tinycomp.testing.gpu import run_on_cpu
 from tinycomp.testing.graph_builder import seeded_inputs
@@ -68,7 +68,7 @@ def test_artifact_round_trip(config, tmp_path):
 
 def test_control_flow_is_planned(config):
     from tinycomp.relay.plan import Branch, Repeat
-    from tinycomp.runtime.cuda_plan import _steps, _steps_json
+    from tinycomp.runtime.cuda.plan import _steps, _steps_json
 
     plan = compile_with(config, tiny("lenet"), target="cuda").plan.plan
     step = plan.steps[0]

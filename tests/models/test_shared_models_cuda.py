@@ -3,7 +3,7 @@ Runtime's values on the executor. Where a folder `shared/models` lies beside the
 
 import pytest
 
-from tinycomp.codegen import nvrtc
+from tinycomp.codegen.cuda import nvrtc
 from tinycomp.compiler import compile_with
 from tinycomp.config import Config
 from tinycomp.diagnostics import TinycompError

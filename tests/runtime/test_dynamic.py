@@ -278,7 +278,7 @@ def test_relay_modules_with_symbolic_dimensions(config, tmp_path):
 
 def test_for_a_gpu(config, tmp_path):
     module = compile_with(config, model(DENSE), target="cuda -arch=sm_90a", dims={"batch": [1, 4]})
-    assert module.levels[-1] == "cuda"
+    assert "cuda" in module.levels
     module.save(tmp_path / "m.tc")
     loaded = tinycomp.load(tmp_path / "m.tc")
     assert loaded.variants == ({"batch": 1}, {"batch": 4})

@@ -5,7 +5,7 @@ import pytest
 
 import tinycomp
 from tinycomp import te
-from tinycomp.codegen.nvrtc import library
+from tinycomp.codegen.cuda.nvrtc import library
 from tinycomp.diagnostics import ScheduleError, TinycompError
 
 

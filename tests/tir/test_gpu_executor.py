@@ -237,9 +237,9 @@ def test_an_index_out_of_range_is_an_execution_error():
 
 @pytest.mark.parametrize("name", sorted(KERNELS))
 def test_the_cuda_source_does_the_same_with_real_threads(name, tmp_path):
-    from tinycomp.codegen.cuda import emit_cuda
+    from tinycomp.codegen.cuda.emit import emit_cuda
 
-    from ..codegen.cuda_host import HostKernel, all_aligned
+    from ..codegen.cuda.host import HostKernel, all_aligned
 
     func = KERNELS[name]()
     arrays = all_aligned(arguments(func))

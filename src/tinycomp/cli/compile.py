@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..runtime.cuda_driver import present_arch
+from ..runtime.cuda.driver import present_arch
 from .common import (
     add_compile_options,
     add_json_option,

@@ -68,8 +68,8 @@ def _cpu() -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, Any]:
-    from ..codegen import nvrtc
-    from ..runtime.cuda_driver import describe
+    from ..codegen.cuda import nvrtc
+    from ..runtime.cuda.driver import describe
 
     found: dict[str, Any] = {**describe(), "NVRTC": nvrtc.describe()}
     return {**found, **cuda_advice(found["CUDA driver"], found["NVRTC"])}

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show_registers(args: argparse.Namespace, module: Module) -> None:
-    from ..runtime.cuda import CudaModule
+    from ..runtime.cuda.module import CudaModule
 
     if isinstance(module, CudaModule):
         rows = [

@@ -281,7 +281,7 @@ def make_module(artifact: Artifact, *, num_threads: int | None = None) -> Module
 
         return open_dynamic(artifact, num_threads=num_threads)
     if artifact.manifest.target.kind == "cuda":
-        from .cuda import CudaModule  # needs this module
+        from .cuda.module import CudaModule  # needs this module
 
         return CudaModule(artifact)
     return Module(artifact, num_threads=num_threads)

@@ -1,6 +1,6 @@
 """A CUDA device made of NumPy, to test the runtime on machines without one.
 
-`FakeDriver` stands in for `runtime.cuda_driver.CudaDriver`. Its memory is the host's, and launches
+`FakeDriver` stands in for `runtime.cuda.driver.CudaDriver`. Its memory is the host's, and launches
 run the kernel's loop IR on the executor. What a real device does late happens late here: work waits
 in its stream until somebody synchronises, so a missing wait, or staging memory that is overwritten
 too early, gives wrong results. Addresses, sizes, handles, contexts and what is allowed while a
@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from ..codegen.cuda_limits import BLOCK, GRID, STATIC_SHARED, Launch, shared_limit
+from ..codegen.cuda.limits import BLOCK, GRID, STATIC_SHARED, Launch, shared_limit
 from ..diagnostics import ExecutionError
 from ..ir.expr import as_int
 from ..kernels import kernel_name
 from ..levels import kernel_functions
 from ..runtime.artifact import Artifact, ValueSpec
-from ..runtime.cuda_driver import Capture, DeviceFacts, driver_error
-from ..runtime.cuda_plan import CudaPlan
+from ..runtime.cuda.driver import Capture, DeviceFacts, driver_error
+from ..runtime.cuda.plan import CudaPlan
 from ..schedules import build_kernel
 from ..tir.gpu_executor import run_launch
 from ..tir.nodes import Alloc, Buffer, PrimFunc, Scope

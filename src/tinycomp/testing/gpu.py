@@ -14,7 +14,7 @@ from ..ir.expr import as_int
 from ..kernels import kernel_name
 from ..levels import kernel_functions
 from ..relay.plan import Branch, BufferRef, Copy, ExecutionPlan, KernelCall, Repeat, Space, Step
-from ..runtime.cuda import CudaModule
+from ..runtime.cuda.module import CudaModule
 from ..schedules import build_kernel
 from ..tir.gpu_executor import run
 from ..tir.nodes import PrimFunc

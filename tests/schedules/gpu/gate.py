@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tinycomp.codegen.cuda import emit_cuda
-from tinycomp.codegen.nvrtc import Cubin, compile_cuda
+from tinycomp.codegen.cuda.emit import emit_cuda
+from tinycomp.codegen.cuda.nvrtc import Cubin, compile_cuda
 from tinycomp.ops.conv import Conv2dAttrs
 from tinycomp.ops.index import AxisAttrs, CumsumAttrs, TopkAttrs
 from tinycomp.ops.matmul import MatmulAttrs

@@ -3,7 +3,7 @@ analysis."""
 
 import numpy as np
 
-from tinycomp.codegen.gpu_access import find_accesses
+from tinycomp.codegen.cuda.access import find_accesses
 from tinycomp.dtype import DType
 from tinycomp.kernels import kernel_name
 from tinycomp.ops import default_ops

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinycomp.codegen.cuda import emit_cuda
+from tinycomp.codegen.cuda.emit import emit_cuda
 from tinycomp.ops import default_ops
 from tinycomp.relay.builder import Builder
 from tinycomp.relay.nodes import Function

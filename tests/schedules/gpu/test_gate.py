@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from tinycomp.codegen import nvrtc
-from tinycomp.codegen.cuda import emit_cuda
-from tinycomp.codegen.cuda_limits import shared_limit
+from tinycomp.codegen.cuda import nvrtc
+from tinycomp.codegen.cuda.emit import emit_cuda
+from tinycomp.codegen.cuda.limits import shared_limit
 from tinycomp.diagnostics import TinycompError
 
 from . import gate, kit

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tests.schedules.gpu.products import execute, matmul
 
-from tinycomp.codegen.cuda import emit_cuda
-from tinycomp.codegen.gpu_access import find_accesses
-from tinycomp.codegen.nvrtc import compile_cuda, library
+from tinycomp.codegen.cuda.access import find_accesses
+from tinycomp.codegen.cuda.emit import emit_cuda
+from tinycomp.codegen.cuda.nvrtc import compile_cuda, library
 from tinycomp.diagnostics import TinycompError
 
 SIZES = [(64, 64, 64), (17, 131, 67), (100, 72, 200), (130, 96, 17), (37, 40, 1), (129, 33, 48)]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinycomp.codegen.cuda import emit_cuda
+from tinycomp.codegen.cuda.emit import emit_cuda
 from tinycomp.dtype import DType
 from tinycomp.kernels import kernel_name
 from tinycomp.ops import default_ops

@@ -4,7 +4,7 @@ reference's values without races."""
 import numpy as np
 import pytest
 
-from tinycomp.codegen.cuda import emit_cuda
+from tinycomp.codegen.cuda.emit import emit_cuda
 from tinycomp.dtype import DType
 from tinycomp.kernels import kernel_name
 from tinycomp.ops import default_ops

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinycomp.codegen import nvrtc
-from tinycomp.codegen.cuda import emit_cuda
+from tinycomp.codegen.cuda import nvrtc
+from tinycomp.codegen.cuda.emit import emit_cuda
 from tinycomp.diagnostics import TinycompError
 from tinycomp.dtype import DType
 from tinycomp.ops import default_ops

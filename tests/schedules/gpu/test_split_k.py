@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tinycomp.codegen import nvrtc
-from tinycomp.codegen.cuda import emit_cuda
+from tinycomp.codegen.cuda import nvrtc
+from tinycomp.codegen.cuda.emit import emit_cuda
 from tinycomp.diagnostics import TinycompError
 from tinycomp.ops import default_ops
 from tinycomp.relay.builder import Builder

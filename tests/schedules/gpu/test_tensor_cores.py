@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tests.schedules.gpu.products import OPS, TARGET, execute, kernel, lowered, matmul
 
-from tinycomp.codegen.cuda import emit_cuda
-from tinycomp.codegen.gpu_access import find_accesses
-from tinycomp.codegen.nvrtc import compile_cuda, library
+from tinycomp.codegen.cuda.access import find_accesses
+from tinycomp.codegen.cuda.emit import emit_cuda
+from tinycomp.codegen.cuda.nvrtc import compile_cuda, library
 from tinycomp.diagnostics import TinycompError
 from tinycomp.dtype import DType
 from tinycomp.kernels import kernel_name

@@ -7,8 +7,8 @@ import pytest
 from tests.tir.tensor_intrinsics.products import warp_product
 
 from tinycomp import te
-from tinycomp.codegen.cuda import emit_cuda
-from tinycomp.codegen.nvrtc import compile_cuda, library
+from tinycomp.codegen.cuda.emit import emit_cuda
+from tinycomp.codegen.cuda.nvrtc import compile_cuda, library
 from tinycomp.diagnostics import ScheduleError, TinycompError, VerifyError
 from tinycomp.ir.expr import Call, Load, const
 from tinycomp.tir.gpu_executor import run

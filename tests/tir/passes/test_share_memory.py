@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tinycomp import te
-from tinycomp.codegen.cuda import emit_cuda
+from tinycomp.codegen.cuda.emit import emit_cuda
 from tinycomp.diagnostics import VerifyError
 from tinycomp.tir.gpu_executor import run
 from tinycomp.tir.gpu_memory import RaceError

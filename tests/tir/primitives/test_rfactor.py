@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tinycomp import te
-from tinycomp.codegen.cuda import emit_cuda
+from tinycomp.codegen.cuda.emit import emit_cuda
 from tinycomp.tir import gpu_executor
 from tinycomp.tir.lower_gpu import lower_gpu
 

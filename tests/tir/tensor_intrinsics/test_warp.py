@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.codegen.cuda_host import HostKernel, all_aligned
+from tests.codegen.cuda.host import HostKernel, all_aligned
 from tests.codegen.helpers import Kernel
 
 from tinycomp import te
-from tinycomp.codegen.cuda import emit_cuda
-from tinycomp.codegen.nvrtc import compile_cuda, library
+from tinycomp.codegen.cuda.emit import emit_cuda
+from tinycomp.codegen.cuda.nvrtc import compile_cuda, library
 from tinycomp.diagnostics import ScheduleError, TinycompError, VerifyError
 from tinycomp.dtype import DType
 from tinycomp.ir.expr import Call

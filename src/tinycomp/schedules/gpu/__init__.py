@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 from ... import te
-from ...codegen.cuda_limits import shared_limit
+from ...codegen.cuda.limits import shared_limit
 from ...diagnostics import ScheduleError
 from ...relay.nodes import Function
 from ...target import Target

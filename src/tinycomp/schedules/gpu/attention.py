@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any
 
 from ... import te
-from ...codegen.cuda_limits import has_async_copies
+from ...codegen.cuda.limits import has_async_copies
 from ...dtype import DType
 from ...ir.expr import Binary, BinaryOp, Expr, Load, Var, as_int, call, const, select
 from ...ops.fused_attention import AttentionAttrs, Axes

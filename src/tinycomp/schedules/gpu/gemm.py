@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from ... import te
-from ...codegen.cuda_limits import shared_limit
+from ...codegen.cuda.limits import shared_limit
 from ...dtype import DType
 from ...ir.expr import Binary, Call, IntImm, Var, as_int, variables
 from ...ir.node import postorder

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ... import te
-from ...codegen.cuda_limits import has_async_copies
+from ...codegen.cuda.limits import has_async_copies
 from ...dtype import DType
 from ...ir.expr import as_int
 from ...relay.passes.layouts import QUAD

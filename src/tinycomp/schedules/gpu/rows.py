@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ...codegen.cuda_limits import shared_limit
+from ...codegen.cuda.limits import shared_limit
 from ...diagnostics import ScheduleError
 from ...ir.expr import IntImm, Load, Var, as_int
 from ...ir.node import postorder

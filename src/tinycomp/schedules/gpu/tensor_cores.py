@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ... import te
-from ...codegen.cuda_limits import has_async_copies, shared_limit
+from ...codegen.cuda.limits import has_async_copies, shared_limit
 from ...dtype import DType
 from ...ir.expr import Var
 from ...te.tensor import ComputeOp, Tensor

@@ -1,0 +1,1 @@
+"""CUDA C++ from loop IR and tile programs, and NVRTC."""

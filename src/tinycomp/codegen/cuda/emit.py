@@ -1,0 +1,396 @@
+"""Lowered loop IR with thread bindings to CUDA C++ without headers.
+
+Every statement at the root of a function is one kernel launch. Loops bound to blockIdx and
+threadIdx are the grid and the block; `Evaluate(Call("barrier"))` is __syncthreads().
+
+>>> from tinycomp import te
+>>> from tinycomp.tir.lower_gpu import lower_gpu
+>>> A = te.placeholder((1024,), name="A")
+>>> B = te.compute((1024,), lambda i: A[i] * 2.0, name="B")
+>>> s = te.create_schedule(B.op)
+>>> block, thread = s[B].split("i", factor=256)
+>>> s[B].bind(block, "blockIdx.x"), s[B].bind(thread, "threadIdx.x")
+(None, None)
+>>> kernel = emit_cuda(lower_gpu(s.func), "sm_90a")
+>>> print(kernel.source)
+extern "C" __global__ void __launch_bounds__(256) main_(
+    const float* __restrict__ A, float* __restrict__ B) {
+  const int blockIdx_x = blockIdx.x;
+  const int threadIdx_x = threadIdx.x;
+  const int t1 = blockIdx_x * 256 + threadIdx_x;
+  B[t1] = A[t1] * 2.0f;
+}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ...diagnostics import InternalError, ScheduleError, TinycompError
+from ...ir.expr import Call, IntImm, Load, as_int
+from ...ir.node import preorder
+from ...tir.nodes import (
+    Alloc,
+    Async,
+    Buffer,
+    Evaluate,
+    For,
+    ForKind,
+    If,
+    PrimFunc,
+    Scope,
+    Seq,
+    Stmt,
+    Store,
+)
+from ...tir.passes.share_memory import ALIGNMENT, shared_bytes, size_of
+from ...tir.tile.nodes import TileProgram
+from ...tir.tree import statements
+from ..statements import buffer_bytes
+from .async_copy import ASYNC_HELPERS, async_copy
+from .expressions import ExprEmitter, Names, Writer
+from .helpers import HELPERS, helper_source
+from .intrinsics import FUNCTIONS
+from .limits import STATIC_SHARED, Launch, check_launch, has_async_copies
+from .tile_ptx import tile_helpers
+from .types import STORED, bare
+from .warp import WARP_HELPERS, is_warp_call, warp_call
+
+_KEYWORDS = frozenset(
+    ["auto", "bool", "break", "case", "char", "const", "continue", "default", "do", "double",
+     "else", "enum", "extern", "false", "float", "for", "goto", "if", "inline", "int", "long",
+     "new", "operator", "private", "public", "register", "return", "short", "signed", "sizeof",
+     "static", "struct", "switch", "template", "this", "true", "typedef", "union",
+     "unsigned", "using", "void", "volatile", "while", "error", "error_code", "shared", "main"]
+)  # fmt: skip
+_MORE_HELPERS = WARP_HELPERS | ASYNC_HELPERS
+# Functions that a kernel may call; what is named like one would hide it.
+_RESERVED = (
+    _KEYWORDS
+    | set(HELPERS)
+    | set(WARP_HELPERS)
+    | {f"{n}{end}" for n in FUNCTIONS for end in ("", "f")}
+)
+
+
+# Returns when all kernels ahead are complete and what they wrote can be seen (PTX ISA,
+# griddepcontrol).
+_WAIT_FOR_PREDECESSOR = 'asm volatile("griddepcontrol.wait;" ::: "memory");'
+
+
+@dataclass(frozen=True, slots=True)
+class CudaKernel:
+    """A function in CUDA C++ and how to launch it.
+
+    Attributes:
+        source: complete; needs no header.
+        workspace_bytes: memory for buffers that live between its launches, 256-byte aligned.
+    """
+
+    name: str
+    source: str
+    launches: tuple[Launch, ...]
+    workspace_bytes: int
+
+    @property
+    def can_fail(self) -> bool:
+        return any(launch.can_fail for launch in self.launches)
+
+
+def emit_cuda(
+    func: PrimFunc, arch: str = "sm_90a", comment: str = "", programmatic: bool = False
+) -> CudaKernel:
+    """The CUDA C++ of a lowered function.
+
+    Args:
+        comment: text above the kernels.
+        programmatic: let kernels be launched before the one ahead of them ends; they wait for it
+            themselves (programmatic dependent launch). Asynchronous tile programs are left out.
+
+    Raises:
+        ScheduleError: a launch is over the limits of `arch`.
+        TinycompError: a size is not known.
+    """
+    from .tile import TileEmitter  # it extends the emitter below
+
+    workspace, size, body = _workspace(func)
+    roots = body.stmts if isinstance(body, Seq) else (body,)
+    launches: list[Launch] = []
+    texts: list[str] = []
+    helpers: set[str] = set()
+    for index, root in enumerate(roots):
+        name = _identifier(func.name if len(roots) == 1 else f"{func.name}_{index}")
+        kind = TileEmitter if isinstance(root, TileProgram) else KernelEmitter
+        emitter = kind(func, name, workspace, has_async_copies(arch))
+        early = programmatic and kind is KernelEmitter
+        if early:
+            emitter.out.line(_WAIT_FOR_PREDECESSOR)
+        text, launch = emitter.run(root)
+        launch = dataclasses.replace(launch, programmatic=early)
+        check_launch(launch, arch, func.span)
+        launches.append(launch)
+        texts.append(text)
+        helpers |= emitter.out.helpers
+    lines = [f"// {line}" for line in comment.splitlines()]
+    if func.span.nodes:
+        lines.append(f"// ONNX nodes: {_printable(func.span)}")
+    more = {**_MORE_HELPERS, **tile_helpers(helpers)}
+    parts = ["\n".join(lines), helper_source(helpers, more), "\n\n".join(texts)]
+    source = "\n\n".join(part for part in parts if part)
+    return CudaKernel(func.name, source, tuple(launches), size)
+
+
+def _printable(text: object) -> str:
+    """ONNX names may hold anything; a comment may not end early or continue a line."""
+    return re.sub(r"[^\x20-\x7e]|\\", "?", str(text))
+
+
+def _identifier(name: str) -> str:
+    text = re.sub(r"\W", "_", name)
+    return f"{text}_" if text in _RESERVED or text[0].isdigit() else text
+
+
+def _workspace(func: PrimFunc) -> tuple[dict[Buffer, int], int, Stmt]:
+    """Offsets of the buffers that several launches share, and the body without their Allocs."""
+    offsets: dict[Buffer, int] = {}
+    size, body = 0, func.body
+    while isinstance(body, Alloc) and body.buffer.scope is Scope.GLOBAL:
+        offsets[body.buffer] = size
+        size += -(-buffer_bytes(body.buffer) // 256) * 256
+        body = body.body
+    return offsets, size, body
+
+
+class KernelEmitter:
+    """Writes one launch."""
+
+    def __init__(
+        self, func: PrimFunc, name: str, workspace: dict[Buffer, int], has_async: bool
+    ) -> None:
+        self.has_async = has_async
+        self.func, self.name, self.workspace = func, name, workspace
+        self.out, self.names = Writer(), Names()
+        self.expressions = ExprEmitter(self.out, self.names)
+        self.taken = set(_RESERVED)
+        self.extents: dict[str, int] = {}
+        self.is_async = False
+        self.comments: set[str] = set()
+
+    def run(self, root: Stmt) -> tuple[str, Launch]:
+        written = {s.buffer for s in statements(root) if isinstance(s, Store)}
+        used = {n.source for n in preorder(root) if isinstance(n, Load)} | written
+        params = [i for i, b in enumerate(self.func.params) if b in used]
+        spaces = [b for b in self.workspace if b in used]
+        pointers = [self.func.params[i] for i in params] + spaces
+        for buffer in pointers:
+            self.names.buffers[buffer] = self.unique(buffer.name)
+        shared = [
+            s.buffer
+            for s in statements(root)
+            if isinstance(s, Alloc) and s.buffer.scope is Scope.SHARED
+        ]
+        for buffer in shared:
+            self.names.buffers[buffer] = self.unique(buffer.name)
+        nbytes = self._declare_shared(shared)
+        self._statements(root)
+        grid = tuple(self.extents.get(f"blockIdx.{d}", 1) for d in "xyz")
+        block = tuple(self.extents.get(f"threadIdx.{d}", 1) for d in "xyz")
+        launch = Launch(
+            self.name, grid, block, nbytes, nbytes if nbytes > STATIC_SHARED else 0,  # type: ignore[arg-type]
+            tuple(params), tuple(self.workspace[b] for b in spaces), self.names.can_fail,
+        )  # fmt: skip
+        return self._text(pointers, written, launch), launch
+
+    def _text(self, pointers: list[Buffer], written: set[Buffer], launch: Launch) -> str:
+        restrict = "" if self.func.attrs.get("inplace") else " __restrict__"
+        arguments = [
+            f"{'' if b in written else 'const '}{STORED[b.dtype]}*{restrict} {name}"
+            for b, name in ((b, self.names.buffers[b]) for b in pointers)
+        ]
+        if launch.can_fail:
+            arguments += ["int* error", "const int error_code"]
+        head = f'extern "C" __global__ void __launch_bounds__({launch.threads}) {self.name}(\n'
+        return "\n".join([f"{head}    {', '.join(arguments)}) {{", *self.out.lines, "}"])
+
+    def _declare_shared(self, buffers: list[Buffer]) -> int:
+        """Shared arrays of their own, or parts of the one that is sized at launch."""
+        total = shared_bytes(buffers)
+        together = total > STATIC_SHARED or any(b.offset is not None for b in buffers)
+        if together:
+            size = "" if total > STATIC_SHARED else str(total)
+            kind = "__shared__" if size else "extern __shared__"
+            self.out.line(f"{kind} __align__({ALIGNMENT}) unsigned char shared[{size}];")
+        offset = shared_bytes(b for b in buffers if b.offset is not None)
+        for buffer in buffers:
+            name, type_ = self.names.buffers[buffer], STORED[buffer.dtype]
+            if together:
+                start = offset if buffer.offset is None else buffer.offset
+                self.out.line(f"{type_}* {name} = ({type_}*)(shared + {start});")
+            else:
+                self.out.line(f"__shared__ __align__(16) {type_} {name}[{_elements(buffer)}];")
+            offset += size_of(buffer) if buffer.offset is None else 0
+        return total
+
+    def unique(self, name: str) -> str:
+        text = _identifier(name)
+        base, count = text, 1
+        while text in self.taken:
+            count += 1
+            text = f"{base}_{count}"
+        self.taken.add(text)
+        return text
+
+    # -- statements --------------------------------------------------------------------------
+
+    def _statements(self, root: Stmt) -> None:
+        work: list[Any] = [root]
+        while work:
+            item = work.pop()
+            if not isinstance(item, Stmt):
+                item()
+            elif isinstance(item, Seq):
+                work.extend(reversed(item.stmts))
+            else:
+                self._statement(item, work)
+                self.expressions.forget()
+
+    def _statement(self, stmt: Stmt, work: list[Any]) -> None:
+        if isinstance(stmt, Store):
+            self._store(stmt)
+        elif isinstance(stmt, For):
+            self._thread(stmt, work) if stmt.kind is ForKind.THREAD else self._loop(stmt, work)
+        elif isinstance(stmt, If):
+            self._if(stmt, work)
+        elif isinstance(stmt, Alloc):
+            if stmt.buffer.scope is Scope.LOCAL or stmt.buffer not in self.names.buffers:
+                self._allocate(stmt.buffer)  # in every scope that has it
+            work.append(stmt.body)
+        elif isinstance(stmt, Async):
+            self.is_async = self.has_async
+            work.extend((self._end_async, stmt.body))
+        elif isinstance(stmt, Evaluate):
+            self._evaluate(stmt)
+        else:
+            raise InternalError(f"a {type(stmt).__name__} statement was not lowered")
+
+    def _end_async(self) -> None:
+        self.is_async = False
+
+    def _thread(self, loop: For, work: list[Any]) -> None:
+        """A thread axis is a variable, not a loop."""
+        if not isinstance(loop.extent, IntImm):
+            raise TinycompError(
+                f"{self.name}: the extent {loop.extent} of {loop.thread} is not known",
+                hint="compile for given sizes: dims= or input_shapes=",
+                span=self.func.span,
+            )
+        known = self.extents.setdefault(loop.thread, loop.extent.value)
+        if known != loop.extent.value:
+            raise ScheduleError(f"{self.name}: {loop.thread} has extents {known} and {loop.extent}")
+        name = self.unique(loop.thread)
+        type_ = self.expressions.bind(loop.var, name, loop.min, loop.extent)
+        low = "" if isinstance(loop.min, IntImm) and not loop.min.value else f" + {loop.min}"
+        self.out.line(f"const {type_} {name} = {loop.thread}{low};")
+        work.append(loop.body)
+
+    def _loop(self, loop: For, work: list[Any]) -> None:
+        if loop.kind not in (ForKind.SERIAL, ForKind.UNROLLED):
+            raise InternalError(f"a {loop.kind} loop over {loop.var} was not lowered")
+        self.expressions.begin([loop.min, loop.extent])
+        low = self.expressions.scalar(loop.min)
+        end = self.expressions.scalar(self.names.analyzer.simplify(loop.min + loop.extent))
+        name = self.unique(loop.var.name)
+        type_ = self.expressions.bind(loop.var, name, loop.min, loop.extent)
+        if loop.kind is ForKind.UNROLLED:
+            self.out.line("#pragma unroll")
+        elif isinstance(loop.extent, IntImm) and loop.annotations.get("unroll") == 1:
+            self.out.line("#pragma unroll 1")
+        self.out.open(f"for ({type_} {name} = {low}; {name} < {end}; ++{name}) {{")
+        work.extend((lambda: self._close(name), loop.body))
+
+    def _close(self, name: str = "") -> None:
+        self.taken.discard(name)
+        self.out.close()
+
+    def _if(self, stmt: If, work: list[Any]) -> None:
+        self.expressions.begin([stmt.condition])
+        self.out.open(f"if ({self.expressions.scalar(stmt.condition)}) {{")
+        if stmt.otherwise is None:
+            work.extend((self._close, stmt.then))
+        else:
+            work.extend((self._close, stmt.otherwise, self._else, stmt.then))
+
+    def _else(self) -> None:
+        self.out.close("} else {")
+        self.out.depth += 1
+
+    def _allocate(self, buffer: Buffer) -> None:
+        if buffer.scope is not Scope.LOCAL:
+            raise InternalError(f"{self.name}: {buffer} cannot be allocated inside a kernel")
+        name = self.names.buffers[buffer] = self.unique(buffer.name)
+        self.out.line(f"{STORED[buffer.dtype]} {name}[{_elements(buffer)}];")
+
+    def _evaluate(self, stmt: Evaluate) -> None:
+        value = stmt.value
+        if isinstance(value, Call) and value.name == "barrier":
+            self.out.line("__syncthreads();")
+        elif isinstance(value, Call) and value.name in ("async_commit", "async_wait"):
+            if not self.has_async:
+                return
+            groups = [str(as_int(arg)) for arg in value.args]
+            template = f"<{groups[0]}>" if groups else ""
+            self.out.line(f"{self.out.use(value.name)}{template}();")
+        elif isinstance(value, Call) and is_warp_call(value):
+            self.out.line(warp_call(self.expressions, value))
+        elif not (isinstance(value, Call) and value.name == "prefetch"):
+            self.expressions.begin([value])
+            self.out.line(f"(void)({self.expressions.scalar(value)});")
+
+    def _store(self, stmt: Store) -> None:
+        comment = _printable(stmt.span) if stmt.span.nodes else ""
+        if comment and comment not in self.comments:
+            self.comments.add(comment)
+            self.out.line(f"// {comment}")
+        buffer, emitter = stmt.buffer, self.expressions
+        access = emitter.place(buffer, stmt.indices)
+        index = access.index
+        parts = [index, stmt.value] + ([] if stmt.predicate is None else [stmt.predicate])
+        emitter.begin(parts)
+        name, lanes = self.names.buffers[buffer], max(access.lanes, 1)
+        wide = stmt.predicate is None and emitter.is_wide(buffer, lanes, index)
+        if self.is_async and (line := async_copy(emitter, stmt)):
+            self.out.line(line)
+            return
+        ats, values = emitter.lanes(index), emitter.lanes(stmt.value)
+        if wide and not access.scattered:
+            self._wide_store(name, buffer, bare(ats[0]), values, lanes)
+            return
+        masks = None if stmt.predicate is None else emitter.lanes(stmt.predicate)
+        for lane in range(lanes):
+            value = emitter.encode(values[lane if len(values) > 1 else 0], buffer.dtype)
+            text = f"{name}[{emitter.element(index, access, lane)}] = {value};"
+            if masks is not None:
+                text = f"if ({bare(masks[lane if len(masks) > 1 else 0])}) {text}"
+            self.out.line(text)
+
+    def _wide_store(
+        self, name: str, buffer: Buffer, at: str, values: list[str], lanes: int
+    ) -> None:
+        type_ = f"{self.out.use('Vec')}<{STORED[buffer.dtype]}, {lanes}>"
+        stored = [
+            self.expressions.encode(values[i % len(values)], buffer.dtype) for i in range(lanes)
+        ]
+        self.out.line(f"*({type_}*)({name} + {at}) = {type_}{{{{{', '.join(stored)}}}}};")
+
+
+def _elements(buffer: Buffer) -> int:
+    count = 1
+    for extent in buffer.shape:
+        count *= as_int(extent)
+    return max(1, count)
+
+
+__all__ = ["CudaKernel", "Launch", "emit_cuda"]

@@ -1,0 +1,129 @@
+"""What a GPU architecture allows a kernel: threads, grid, shared memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...diagnostics import ScheduleError, Span
+
+THREADS_PER_BLOCK = 1024
+BLOCK = (1024, 1024, 64)  # of threadIdx.x, y, z
+GRID = (2**31 - 1, 65535, 65535)  # of blockIdx.x, y, z
+STATIC_SHARED = 48 * 1024  # bytes; more is asked for at launch
+
+_SHARED = {
+    "sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227,
+    "sm_103": 227, "sm_120": 99,
+}  # fmt: skip
+
+
+def shared_limit(arch: str) -> int:
+    """Bytes of shared memory that one block may use (CUDA C++ Programming Guide, table 30).
+
+    >>> shared_limit("sm_90a") // 1024, shared_limit("sm_75") // 1024
+    (227, 48)
+    """
+    return _SHARED.get(arch.rstrip("af"), 48) * 1024
+
+
+def compute_capability(arch: str) -> int:
+    """The number of an architecture; 0 while it is not chosen.
+
+    >>> compute_capability("sm_90a"), compute_capability("sm_100"), compute_capability("")
+    (90, 100, 0)
+    """
+    return int(arch.removeprefix("sm_").rstrip("af") or 0)
+
+
+def has_async_copies(arch: str) -> bool:
+    """Whether there are cp.async and the matrix instructions of `tir.tensor_intrinsics.warp`."""
+    return compute_capability(arch) >= 80
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMapSpec:
+    """A tensor map that the host makes for a launch; see `tir.tile.nodes.TensorMap`.
+
+    Attributes:
+        param: index of the function's parameter that it describes; -1: the workspace.
+        swizzle: bytes, 0 for none.
+        offset: bytes from there.
+    """
+
+    param: int
+    dtype: str
+    dims: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    swizzle: int
+    offset: int = 0
+
+    def address(self, params: Sequence[int], workspace: int) -> int:
+        """Where the tensor is, given the addresses of the parameters and of the workspace."""
+        return (workspace if self.param < 0 else params[self.param]) + self.offset
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One kernel launch of a function.
+
+    Attributes:
+        name: of the `__global__` function.
+        grid, block: extents in x, y, z.
+        shared_bytes: of shared memory, all buffers together.
+        dynamic_shared: bytes to ask for at launch; 0 where the kernel declares its own.
+        params: indices of the function's parameters that are passed, in order.
+        workspace: byte offsets in the function's workspace that follow them.
+        can_fail: whether `int* error, int error_code` come last.
+        cluster: blocks of a cluster in x, y, z; the kernel says so itself.
+        maps: 128-byte tensor maps, passed by value after the pointers.
+        programmatic: whether it may begin before the launch ahead ends; the kernel waits itself.
+    """
+
+    name: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared_bytes: int
+    dynamic_shared: int
+    params: tuple[int, ...]
+    workspace: tuple[int, ...]
+    can_fail: bool
+    cluster: tuple[int, int, int] = (1, 1, 1)
+    maps: tuple[TensorMapSpec, ...] = ()
+    programmatic: bool = False
+
+    @property
+    def threads(self) -> int:
+        return self.block[0] * self.block[1] * self.block[2]
+
+
+def check_launch(launch: Launch, arch: str, span: Span) -> None:
+    """Refuse a launch that the architecture cannot run.
+
+    Raises:
+        ScheduleError: naming the limit, and what to split.
+    """
+    for extent, limit, dim in zip(launch.block, BLOCK, "xyz", strict=True):
+        if extent > limit:
+            _refuse(launch, f"threadIdx.{dim} has extent {extent}, at most {limit}", span)
+    if launch.threads > THREADS_PER_BLOCK:
+        shape = " x ".join(map(str, launch.block))
+        _refuse(launch, f"a block has {shape} = {launch.threads} threads, at most 1024", span)
+    for extent, limit, dim in zip(launch.grid, GRID, "xyz", strict=True):
+        if extent > limit:
+            _refuse(launch, f"blockIdx.{dim} has extent {extent}, at most {limit}", span)
+    if launch.shared_bytes > shared_limit(arch):
+        _refuse(
+            launch,
+            f"a block uses {launch.shared_bytes} bytes of shared memory, "
+            f"{arch} has {shared_limit(arch)}",
+            span,
+            "cache smaller tiles",
+        )
+
+
+def _refuse(
+    launch: Launch, reason: str, span: Span, hint: str = "split the loop that is bound to it"
+) -> None:
+    raise ScheduleError(f"{launch.name} cannot be launched: {reason}", hint=hint, span=span)

@@ -1,0 +1,320 @@
+"""Tile programs to CUDA C++ with inline PTX, for sm_90a.
+
+One branch per role; positions in rings and parities are variables; addresses in shared memory are
+32-bit numbers, so that an operation is one function of `tile_ptx`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ...diagnostics import InternalError
+from ...ir.expr import Expr, IntImm, Load, Var, const, is_const
+from ...ir.node import preorder
+from ...tir.nodes import Buffer, PrimFunc, Stmt, Store
+from ...tir.tile import nodes as op
+from ...tir.tile.verify import shared_layout, verify_tile_program
+from ...tir.tree import statements
+from .emit import KernelEmitter
+from .limits import Launch, TensorMapSpec
+from .tile_ptx import NAMES, wgmma_name
+from .types import STORED
+
+
+class TileEmitter(KernelEmitter):
+    """Writes the launch of one tile program."""
+
+    def __init__(
+        self, func: PrimFunc, name: str, workspace: dict[Buffer, int], has_async: bool
+    ) -> None:
+        super().__init__(func, name, workspace, has_async)
+        self.taken |= NAMES
+        self.parity: dict[op.Cursor, str] = {}
+        self.stage: dict[op.Cursor, str] = {}
+        self.maps: dict[op.TensorMap, str] = {}
+        self.role: op.Role | None = None
+
+    def run(self, root: Stmt) -> tuple[str, Launch]:
+        assert isinstance(root, op.TileProgram)
+        verify_tile_program(root)
+        program = self.program = root
+        for map in program.maps:
+            self.maps[map] = self.unique(f"{map.name}_map")
+        written = {s.buffer for s in statements(root) if isinstance(s, Store)}
+        used = {n.source for n in preorder(root) if isinstance(n, Load)} | written
+        params = [i for i, b in enumerate(self.func.params) if b in used]
+        spaces = [b for b in self.workspace if b in used]
+        pointers = [self.func.params[i] for i in params] + spaces
+        for buffer in pointers:
+            self.names.buffers[buffer] = self.unique(buffer.name)
+        self.used = {n for n in preorder(program) if isinstance(n, Var)}
+        layout = shared_layout(program)
+        self._prologue(layout.tiles, layout.barriers)
+        self._statements(program.setup)
+        for number, role in enumerate(program.roles):
+            self._role(role, number)
+        self.out.close()
+        self._statements(program.finish)
+        launch = Launch(
+            self.name, (program.grid, 1, 1), (program.threads, 1, 1), layout.nbytes, layout.nbytes,
+            tuple(params), tuple(self.workspace[b] for b in spaces), self.names.can_fail,
+            (program.cluster, 1, 1), tuple(self._spec(map) for map in program.maps),
+        )  # fmt: skip
+        return self._program_text(pointers, written, launch), launch
+
+    def _program_text(self, pointers: list[Buffer], written: set[Any], launch: Launch) -> str:
+        arguments = [
+            f"{'' if b in written else 'const '}{STORED[b.dtype]}* __restrict__ {name}"
+            for b, name in ((b, self.names.buffers[b]) for b in pointers)
+        ]
+        for name in self.maps.values():
+            self.out.use("TensorMap")
+            arguments.append(f"const __grid_constant__ TensorMap {name}")
+        if launch.can_fail:
+            arguments += ["int* error", "const int error_code"]
+        cluster = self.program.cluster
+        size = f"__cluster_dims__({cluster}, 1, 1) " if cluster > 1 else ""
+        head = f'extern "C" __global__ void {size}__launch_bounds__({launch.threads}, 1)'
+        signature = f"{head} {self.name}(\n    {', '.join(arguments)}) {{"
+        return "\n".join([signature, *self.out.lines, "}"])
+
+    def _spec(self, map: op.TensorMap) -> TensorMapSpec:
+        offset = self.workspace.get(map.buffer)
+        return TensorMapSpec(
+            self.func.params.index(map.buffer) if offset is None else -1, map.buffer.dtype.value,
+            map.dims, map.strides, map.box, map.swizzle.span, offset or 0,
+        )  # fmt: skip
+
+    # -- names of what the program declares --------------------------------------------------
+
+    def _prologue(self, tiles: dict[op.SharedTile, int], barriers: dict[op.Barrier, int]) -> None:
+        program, line = self.program, self.out.line
+        line("extern __shared__ __align__(1024) unsigned char shared[];")
+        self.base = self.unique("base")
+        line(f"const unsigned int {self.base} = {self.out.use('shared_address')}(shared);")
+        self.address: dict[Any, str] = {}
+        for item, offset in [*tiles.items(), *barriers.items()]:
+            name = self.unique(f"{item.name}_at")
+            line(f"const unsigned int {name} = {self.base} + {offset};")
+            self.address[item] = name
+        for tile, offset in tiles.items():
+            if self._is_used(tile.buffer):
+                name = self.names.buffers[tile.buffer] = self.unique(tile.name)
+                line(f"{STORED[tile.dtype]}* {name} = ({STORED[tile.dtype]}*)(shared + {offset});")
+        self._variable(program.block, program.grid, "blockIdx.x")
+        rank = f"{self.out.use('cluster_rank')}()" if program.cluster > 1 else "0"
+        self._variable(program.rank, program.cluster, rank)
+
+    def _is_used(self, buffer: Buffer) -> bool:
+        return any(isinstance(s, Store) and s.buffer is buffer for s in statements(self.program))
+
+    def _variable(self, var: Var, extent: int, value: str) -> None:
+        name = self.unique(var.name)
+        type_ = self.expressions.bind(var, name, const(0), const(extent))
+        self.out.line(f"const {type_} {name} = {value};")
+
+    def _text(self, expr: Expr) -> str:  # type: ignore[override]
+        self.expressions.begin([expr])
+        return self.expressions.scalar(self.names.analyzer.simplify(expr))
+
+    def call(self, name: str, *arguments: Any, template: str = "") -> None:
+        self.out.line(f"{self.out.use(name)}{template}({', '.join(map(str, arguments))});")
+
+    # -- roles -------------------------------------------------------------------------------
+
+    def _role(self, role: op.Role, number: int) -> None:
+        end = (role.first + role.warpgroups) * op.WARPGROUP
+        test = f"if (threadIdx.x < {end}) {{"
+        if number:
+            self.out.depth -= 1
+            test = "} else {" if number == len(self.program.roles) - 1 else f"}} else {test}"
+        self.out.open(f"{test}  // {role.name}")
+        self.role = role
+        if role.registers:
+            up = role.registers > 65536 // self.program.threads // 8 * 8
+            self.call(f"set_registers_{'up' if up else 'down'}", template=f"<{role.registers}>")
+        group = f"threadIdx.x / {op.WARPGROUP} - {role.first}"
+        if role.warpgroup in self.used:
+            self._variable(role.warpgroup, role.warpgroups, group if role.warpgroups > 1 else "0")
+        self._variable(role.thread, op.WARPGROUP, f"threadIdx.x % {op.WARPGROUP}")
+        if role.single:
+            self.out.open(f"if ({self.names.vars[role.thread]} == 0) {{")
+        for cursor in role.cursors:
+            self.stage[cursor] = self.unique(cursor.name)
+            self.parity[cursor] = self.unique(f"{cursor.name}_parity")
+            self.out.line(f"int {self.stage[cursor]} = 0;")
+            self.out.line(f"unsigned int {self.parity[cursor]} = 0;")
+        for acc in role.accumulators:
+            self._allocate(acc.buffer)
+        self._statements(role.body)
+        if role.single:
+            self.out.close()
+            self.out.line("__syncwarp();")
+
+    def _statement(self, stmt: Stmt, work: list[Any]) -> None:
+        handler = _HANDLERS.get(type(stmt))
+        if handler is not None:
+            handler(self, stmt)
+        elif isinstance(stmt, op.ThreadCode):
+            work.append(stmt.body)
+        elif isinstance(stmt, op.TileOp):
+            raise InternalError(f"{type(stmt).__name__} cannot be written in CUDA C++")
+        else:
+            super()._statement(stmt, work)
+
+    def _elected(self, text: str) -> None:
+        """One thread of the warpgroup does it."""
+        assert self.role is not None
+        if self.role.single:
+            self.out.line(text)
+        else:
+            self.out.line(f"if ({self.names.vars[self.role.thread]} == 0) {text}")
+
+    # -- operations --------------------------------------------------------------------------
+
+    def let(self, stmt: op.Let) -> None:
+        if stmt.var not in self.used:
+            return
+        text = self._text(stmt.value)
+        name = self.unique(stmt.var.name)
+        type_ = self.expressions.bind(stmt.var, name, const(0), const(stmt.extent))
+        self.out.line(f"const {type_} {name} = {text};")
+
+    def let_stage(self, stmt: op.LetStage) -> None:
+        self._variable(stmt.var, stmt.cursor.stages, self.stage[stmt.cursor])
+
+    def init_barriers(self, stmt: op.InitBarriers) -> None:
+        self.out.open("if (threadIdx.x == 0) {")
+        for map in self.program.maps:
+            self.call("tma_prefetch", self.maps[map])
+        for barrier in self.program.barriers:
+            for stage in range(barrier.stages):
+                at = f"{self.address[barrier]} + {8 * stage}"
+                self.call("mbarrier_init", at, barrier.count)
+        self.out.close()
+
+    def fence_barrier_init(self, stmt: op.FenceBarrierInit) -> None:
+        self.call("fence_mbarrier_init")
+
+    def cluster_sync(self, stmt: op.ClusterSync) -> None:
+        if self.program.cluster > 1:
+            self.call("cluster_sync")
+        else:
+            self.out.line("__syncthreads();")
+
+    def named_barrier(self, stmt: op.NamedBarrier) -> None:
+        self.call("named_barrier", self._text(stmt.name), stmt.warpgroups * op.WARPGROUP)
+
+    def _barrier(self, barrier: op.Barrier, cursor: op.Cursor) -> str:
+        return f"{self.address[barrier]} + {self.stage[cursor]} * 8"
+
+    def wait(self, stmt: op.Wait) -> None:
+        parity = self.parity[stmt.cursor] + (" ^ 1" if stmt.before else "")
+        self.call("mbarrier_wait", self._barrier(stmt.barrier, stmt.cursor), parity)
+
+    def arrive(self, stmt: op.Arrive) -> None:
+        assert self.role is not None
+        at = self._barrier(stmt.barrier, stmt.cursor)
+        if not stmt.everywhere:
+            self._elected(f"{self.out.use('mbarrier_arrive')}({at});")
+            return
+        thread, count = self.names.vars[self.role.thread], self.program.cluster
+        if self.role.single:
+            for rank in range(count):
+                self.call("mbarrier_arrive_at", at, rank)
+            return
+        self.out.line(
+            f"if ({thread} < {count}) {self.out.use('mbarrier_arrive_at')}({at}, {thread});"
+        )
+
+    def expect_bytes(self, stmt: op.ExpectBytes) -> None:
+        at = self._barrier(stmt.barrier, stmt.cursor)
+        self._elected(f"{self.out.use('mbarrier_expect')}({at}, {stmt.nbytes});")
+
+    def advance(self, stmt: op.Advance) -> None:
+        stage, parity = self.stage[stmt.cursor], self.parity[stmt.cursor]
+        count = stmt.cursor.stages
+        if count == 1:
+            self.out.line(f"{parity} ^= {self._text(stmt.by % 2)};")
+        elif is_const(stmt.by, 1):
+            self.out.line(f"if (++{stage} == {count}) {stage} = 0, {parity} ^= 1;")
+        else:
+            self.out.line(f"{stage} += {self._text(stmt.by)};")
+            self.out.line(f"{parity} ^= {stage} / {count} & 1, {stage} %= {count};")
+
+    def _place(self, tile: op.SharedTile, cursor: op.Cursor | None, offset: Expr) -> str:
+        parts = [self.address[tile]]
+        if cursor is not None:
+            parts.append(f"{self.stage[cursor]} * {tile.nbytes}")
+        if not (isinstance(offset, IntImm) and not offset.value):
+            parts.append(self._text(offset))
+        return " + ".join(parts)
+
+    def tma_load(self, stmt: op.TmaLoad) -> None:
+        kind = "multicast" if stmt.multicast else "load"
+        place = self._place(stmt.tile, stmt.cursor, stmt.offset)
+        barrier = self._barrier(stmt.barrier, stmt.cursor)
+        arguments = [place, self.maps[stmt.map], barrier, *map(self._text, stmt.coordinates)]
+        if stmt.multicast:
+            arguments.append(str((1 << self.program.cluster) - 1))
+        name = self.out.use(f"tma_{kind}_{len(stmt.coordinates)}d")
+        self._elected(f"{name}({', '.join(arguments)});")
+
+    def tma_store(self, stmt: op.TmaStore) -> None:
+        place = self._place(stmt.tile, None, stmt.offset)
+        arguments = [self.maps[stmt.map], place, *map(self._text, stmt.coordinates)]
+        name = self.out.use(f"tma_store_{len(stmt.coordinates)}d")
+        self._elected(f"{name}({', '.join(arguments)});")
+
+    def commit_stores(self, stmt: op.CommitStores) -> None:
+        self._elected(f"{self.out.use('tma_commit')}();")
+
+    def wait_stores(self, stmt: op.WaitStores) -> None:
+        self._elected(f"{self.out.use('tma_wait')}<{stmt.pending}>();")
+
+    def fence_proxy(self, stmt: op.FenceProxy) -> None:
+        self.call("fence_async")
+
+    def wgmma(self, stmt: op.Wgmma) -> None:
+        acc, shape = stmt.acc, stmt.acc.shape
+        name = self.names.buffers[acc.buffer]
+        place = f"{name} + {stmt.tile * shape.registers}" if stmt.tile else name
+        operands = [self._descriptor(stmt.a), self._descriptor(stmt.b)]
+        function = wgmma_name(shape, stmt.a.descriptor.major, stmt.b.descriptor.major)
+        self.call(function, place, *operands, int(stmt.accumulate))
+
+    def _descriptor(self, operand: op.Operand) -> str:
+        place = self._place(operand.tile, operand.cursor, operand.offset)
+        layout = f"0x{operand.descriptor.constant():016x}ULL"
+        return f"{self.out.use('wgmma_descriptor')}({place}, {layout})"
+
+    def wgmma_fence(self, stmt: op.WgmmaFence) -> None:
+        self.call("wgmma_fence")
+
+    def wgmma_commit(self, stmt: op.WgmmaCommit) -> None:
+        self.call("wgmma_commit")
+
+    def wgmma_wait(self, stmt: op.WgmmaWait) -> None:
+        self.call("wgmma_wait", template=f"<{stmt.pending}>")
+        assert self.role is not None
+        if stmt.pending:
+            return
+        for acc in self.role.accumulators:  # nothing that reads them may move up
+            count = acc.tiles * acc.shape.registers
+            self.call("wgmma_hold", self.names.buffers[acc.buffer], template=f"<{count}>")
+
+
+_HANDLERS: dict[type, Callable[[TileEmitter, Any], None]] = {
+    op.Let: TileEmitter.let,
+    op.LetStage: TileEmitter.let_stage, op.InitBarriers: TileEmitter.init_barriers,
+    op.FenceBarrierInit: TileEmitter.fence_barrier_init,
+    op.ClusterSync: TileEmitter.cluster_sync, op.NamedBarrier: TileEmitter.named_barrier,
+    op.Wait: TileEmitter.wait, op.Arrive: TileEmitter.arrive,
+    op.ExpectBytes: TileEmitter.expect_bytes, op.Advance: TileEmitter.advance,
+    op.TmaLoad: TileEmitter.tma_load, op.TmaStore: TileEmitter.tma_store,
+    op.CommitStores: TileEmitter.commit_stores, op.WaitStores: TileEmitter.wait_stores,
+    op.FenceProxy: TileEmitter.fence_proxy, op.WgmmaFence: TileEmitter.wgmma_fence,
+    op.Wgmma: TileEmitter.wgmma, op.WgmmaCommit: TileEmitter.wgmma_commit,
+    op.WgmmaWait: TileEmitter.wgmma_wait,
+}  # fmt: skip

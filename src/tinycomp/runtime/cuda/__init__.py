@@ -1,0 +1,1 @@
+"""Models and kernels on a GPU: driver, memory, arrays, graphs."""
