@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..target import Target
 from .nodes import PrimFunc
+from .passes.auto_unroll import auto_unroll
 from .passes.common_subexpr import common_subexpr
 from .passes.compact_buffers import compact_buffers
 from .passes.hoist_ifs import hoist_ifs
@@ -37,7 +38,7 @@ def lower(func: PrimFunc, target: Target) -> PrimFunc:
     func = trim_loops(func)
     func = storage_rewrite(func)
     func = vectorize(func, target)
-    func = unroll(func)
+    func = unroll(auto_unroll(func))
     func = simplify(func)
     func = common_subexpr(func)
     return prefetch(func)

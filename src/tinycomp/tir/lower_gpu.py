@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..target import Target
 from .nodes import PrimFunc
+from .passes.auto_unroll import auto_unroll
 from .passes.barriers import insert_barriers
 from .passes.bind_threads import bind_threads
 from .passes.common_subexpr import common_subexpr
@@ -36,5 +37,5 @@ def lower_gpu(func: PrimFunc) -> PrimFunc:
     func = insert_barriers(share_memory(func))
     func = lower_collectives(func)
     func = hoist_ifs(func)
-    func = vectorize(func, ACCESS)
+    func = auto_unroll(vectorize(func, ACCESS))
     return common_subexpr(simplify(func))

@@ -270,6 +270,9 @@ class Stage:
     def pragma(self, axis: Axis, key: str, value: Any = True) -> None:
         """Attach a hint to a loop; the value is a number, a text or a bool.
 
+        "auto_unroll_max_step": unroll this loop and those inside where they become at most so
+        many statements. Keys that no pass knows stay in the text and change nothing.
+
         >>> from tinycomp import te
         >>> A = te.placeholder((8, 6), name="A")
         >>> B = te.compute((8, 6), lambda i, j: A[i, j] + 1.0, name="B")
