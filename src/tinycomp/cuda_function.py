@@ -16,7 +16,7 @@ from .runtime.cuda.arrays import stream_handle
 from .runtime.cuda.driver import Driver, open_driver
 from .runtime.cuda.kernel import DeviceKernel, DeviceView
 from .runtime.function import TimeResult
-from .runtime.signature import Signature, check_aliasing, host_array
+from .runtime.signature import Signature, bind_host
 from .target import Target
 from .tir.gpu_executor import run as execute
 from .tir.nodes import PrimFunc
@@ -83,7 +83,7 @@ class CudaFunction:
             ExecutionError: the data made an index out of range.
         """
         if any(isinstance(a, np.ndarray) for a in arguments):
-            sizes, arrays = self._host_arguments(arguments)
+            sizes, arrays = bind_host(self.signature, arguments)
             self._device_kernel(sizes).run_on_host(arrays, self.signature.num_outputs)
             return
         kernel, addresses = self._device_arguments(arguments)
@@ -160,17 +160,9 @@ class CudaFunction:
             VerifyError: an access is out of bounds, or reads what was never written.
             ExecutionError: the data made an index out of range.
         """
-        sizes, arrays = self._host_arguments(arguments)
+        sizes, arrays = bind_host(self.signature, arguments)
         self._kernel(sizes)
         execute(self.lowered.at(sizes), [np.asarray(a) for a in arrays])
-
-    def _host_arguments(self, arguments: Sequence[Any]) -> tuple[dict[Var, int], list[np.ndarray]]:
-        outputs = self.signature.outputs
-        sizes, arrays = self.signature.bind(
-            arguments, lambda value, buffer: host_array(value, buffer, buffer in outputs)
-        )
-        check_aliasing(self.signature, arrays)
-        return sizes, arrays
 
     def _device_arguments(self, arguments: Sequence[Any]) -> tuple[DeviceKernel, list[int]]:
         sizes, views = self.signature.bind(arguments, DeviceView)

@@ -29,7 +29,7 @@ from .ir.expr import Expr, Load, Var, const
 from .runtime.artifact import foreign_reason
 from .runtime.cuda.driver import choose_target
 from .runtime.function import NativeKernel, TimeResult, measure
-from .runtime.signature import Signature, check_aliasing, host_array
+from .runtime.signature import Signature, bind_host
 from .schedules.gpu.bind import bind_unbound
 from .target import Target, default_num_threads
 from .te.tensor import Tensor
@@ -271,11 +271,7 @@ class Function:
         reason = foreign_reason(self.target)
         if reason:
             raise InputError(f"{self.name} is compiled for {reason}", hint="only look at its code")
-        outputs = self.signature.outputs
-        sizes, arrays = self.signature.bind(
-            arguments, lambda value, buffer: host_array(value, buffer, buffer in outputs)
-        )
-        check_aliasing(self.signature, arrays)
+        sizes, arrays = bind_host(self.signature, arguments)
         key = tuple(sizes[v] for v in self.lowered.sizes)
         kernel = self._kernels.get(key)
         if kernel is None:

@@ -87,7 +87,19 @@ def host_array(value: Any, buffer: Buffer, is_output: bool) -> np.ndarray:
     return array
 
 
-def check_aliasing(signature: Signature, arrays: Sequence[np.ndarray]) -> None:
+def bind_host(
+    signature: Signature, values: Sequence[Any]
+) -> tuple[dict[Var, int], list[np.ndarray]]:
+    """`Signature.bind` for NumPy arrays, whose outputs share no memory with other arguments."""
+    outputs = signature.outputs
+    sizes, arrays = signature.bind(
+        values, lambda value, buffer: host_array(value, buffer, buffer in outputs)
+    )
+    _check_aliasing(signature, arrays)
+    return sizes, arrays
+
+
+def _check_aliasing(signature: Signature, arrays: Sequence[np.ndarray]) -> None:
     """Refuse an output that shares memory with another argument."""
     named = list(zip(signature.params, arrays, strict=True))
     for output, written in named[len(named) - signature.num_outputs :]:

@@ -180,13 +180,8 @@ class KernelEmitter:
         self.comments: set[str] = set()
 
     def run(self, root: Stmt) -> tuple[str, Launch]:
-        written = {s.buffer for s in statements(root) if isinstance(s, Store)}
-        used = {n.source for n in preorder(root) if isinstance(n, Load)} | written
-        params = [i for i, b in enumerate(self.func.params) if b in used]
-        spaces = [b for b in self.workspace if b in used]
+        params, spaces, written = self._name_pointers(root)
         pointers = [self.func.params[i] for i in params] + spaces
-        for buffer in pointers:
-            self.names.buffers[buffer] = self.unique(buffer.name)
         shared = [
             s.buffer
             for s in statements(root)
@@ -203,6 +198,17 @@ class KernelEmitter:
             tuple(params), tuple(self.workspace[b] for b in spaces), self.names.can_fail,
         )  # fmt: skip
         return self._text(pointers, written, launch), launch
+
+    def _name_pointers(self, root: Stmt) -> tuple[list[int], list[Buffer], set[Buffer]]:
+        """Names for the global memory that a launch touches: the indices of its parameters, the
+        buffers of the workspace, and which of both it writes."""
+        written = {s.buffer for s in statements(root) if isinstance(s, Store)}
+        used = {n.source for n in preorder(root) if isinstance(n, Load)} | written
+        params = [i for i, b in enumerate(self.func.params) if b in used]
+        spaces = [b for b in self.workspace if b in used]
+        for buffer in [self.func.params[i] for i in params] + spaces:
+            self.names.buffers[buffer] = self.unique(buffer.name)
+        return params, spaces, written
 
     def _text(self, pointers: list[Buffer], written: set[Buffer], launch: Launch) -> str:
         restrict = "" if self.func.attrs.get("inplace") else " __restrict__"

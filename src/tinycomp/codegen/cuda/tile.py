@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...diagnostics import InternalError
-from ...ir.expr import Expr, IntImm, Load, Var, const, is_const
+from ...ir.expr import Expr, IntImm, Var, const, is_const
 from ...ir.node import preorder
 from ...tir.nodes import Buffer, PrimFunc, Stmt, Store
 from ...tir.tile import nodes as op
@@ -41,13 +41,8 @@ class TileEmitter(KernelEmitter):
         program = self.program = root
         for map in program.maps:
             self.maps[map] = self.unique(f"{map.name}_map")
-        written = {s.buffer for s in statements(root) if isinstance(s, Store)}
-        used = {n.source for n in preorder(root) if isinstance(n, Load)} | written
-        params = [i for i, b in enumerate(self.func.params) if b in used]
-        spaces = [b for b in self.workspace if b in used]
+        params, spaces, written = self._name_pointers(root)
         pointers = [self.func.params[i] for i in params] + spaces
-        for buffer in pointers:
-            self.names.buffers[buffer] = self.unique(buffer.name)
         self.used = {n for n in preorder(program) if isinstance(n, Var)}
         layout = shared_layout(program)
         self._prologue(layout.tiles, layout.barriers)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ...diagnostics import InputError, TinycompError
+from ...dtype import DType
 from ..artifact import ValueSpec
 
 _LEGACY_STREAM = 1  # of the interface: the default stream, which is handle 0 of the driver
@@ -84,7 +86,7 @@ def producer_stream(value: Any) -> int | None:
 def _read(interface: Any, spec: ValueSpec, what: str, owner: Any) -> DeviceArray:
     dtype, shape = spec.dtype.numpy, tuple(interface["shape"])
     typestr = interface["typestr"]
-    if typestr != dtype.str and not (spec.dtype == "bfloat16" and typestr in ("<V2", "<u2")):
+    if not holds(typestr, spec.dtype):
         raise InputError(
             f"{what} {spec.name!r} has element type {typestr}, expected {spec.dtype} ({dtype.str})",
             hint="convert it on the device first",
@@ -93,13 +95,23 @@ def _read(interface: Any, spec: ValueSpec, what: str, owner: Any) -> DeviceArray
         raise InputError(
             f"{what} {spec.name!r} has shape {list(shape)}, expected {list(spec.shape)}"
         )
-    strides = interface.get("strides")
-    dense, step = True, dtype.itemsize
+    dense = is_dense(shape, interface.get("strides"), dtype.itemsize)
+    nbytes = math.prod(shape) * dtype.itemsize
+    return DeviceArray(interface["data"][0], nbytes, owner, dense)
+
+
+def holds(typestr: str, dtype: DType) -> bool:
+    """Whether elements of the interface's type are a dtype's; it has no name for bfloat16."""
+    return typestr == dtype.numpy.str or (dtype is DType.BFLOAT16 and typestr in ("<V2", "<u2"))
+
+
+def is_dense(shape: Sequence[int], strides: Sequence[int] | None, itemsize: int) -> bool:
+    """Whether elements lie row by row without gaps; no strides mean that they do."""
+    dense, step = True, itemsize
     for size, stride in zip(reversed(shape), reversed(strides or ()), strict=False):
         dense = dense and (size == 1 or stride == step)
         step *= size
-    nbytes = math.prod(shape) * dtype.itemsize
-    return DeviceArray(interface["data"][0], nbytes, owner, dense or not nbytes)
+    return dense or 0 in shape
 
 
 def stream_handle(stream: Any) -> int:

@@ -13,11 +13,12 @@ import numpy as np
 from ...codegen.cuda.emit import CudaKernel
 from ...codegen.cuda.nvrtc import Cubin
 from ...diagnostics import ExecutionError, InputError
-from ...dtype import DType
 from ...tir.nodes import Buffer
 from ..function import TimeResult
+from .arrays import holds, is_dense
 from .driver import Driver
 from .program import check_arch, host_bytes, release, tensor_map
+from .timing import time_on_stream
 
 _Flags = namedtuple("_Flags", ["c_contiguous", "aligned", "writeable"])
 _WORD = 4
@@ -43,14 +44,11 @@ class DeviceView:
         self.address, self.shape = interface["data"][0], tuple(interface["shape"])
         self.ndim = len(self.shape)
         stored = np.dtype(interface["typestr"])
-        is_bfloat16 = buffer.dtype is DType.BFLOAT16 and interface["typestr"] in ("<V2", "<u2")
-        self.dtype = buffer.dtype.numpy if is_bfloat16 else stored
+        fits = holds(interface["typestr"], buffer.dtype)
+        self.dtype = buffer.dtype.numpy if fits else stored
         self.strides = interface.get("strides")
-        dense, step = True, stored.itemsize
-        for size, stride in zip(reversed(self.shape), reversed(self.strides or ()), strict=False):
-            dense, step = dense and (size == 1 or stride == step), step * size
-        self.nbytes = int(np.prod(self.shape)) * stored.itemsize
-        self.flags = _Flags(dense or not self.nbytes, True, not interface["data"][1])
+        dense = is_dense(self.shape, self.strides, stored.itemsize)
+        self.flags = _Flags(dense, True, not interface["data"][1])
 
 
 class DeviceKernel:
@@ -138,24 +136,10 @@ class DeviceKernel:
         """The time of a launch between events; see `CudaFunction.time_evaluator`."""
         driver, stream = self.driver, self.stream
         driver.use()
-        junk_bytes = 2 * driver.facts().l2_bytes if flush_cache else 0
-        junk = driver.allocate(junk_bytes) if flush_cache else 0
-        number = 1 if flush_cache else number
-        start, stop = (driver.new_event(timing=True) for _ in range(2))
-        seconds: list[float] = []
         driver.synchronize(0)  # where the arrays were made
         self.launch(addresses, stream)
-        for _ in range(repeat):
-            if flush_cache:
-                driver.clear(junk, junk_bytes, stream)
-            driver.record(start, stream)
-            for _ in range(number):
-                self.launch(addresses, stream)
-            driver.record(stop, stream)
-            seconds.append(driver.elapsed(start, stop) / 1e3 / number)
+        result = time_on_stream(
+            driver, stream, lambda: self.launch(addresses, stream), number, repeat, flush_cache
+        )
         self.finish(stream)
-        if flush_cache:
-            driver.free(junk)
-        for event in (start, stop):
-            driver.free_event(event)
-        return TimeResult(tuple(seconds), number)
+        return result

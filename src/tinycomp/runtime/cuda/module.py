@@ -33,6 +33,7 @@ from .arrays import (
 from .driver import Driver, open_driver
 from .plan import CudaPlan
 from .program import DeviceProgram, Frame
+from .timing import time_on_stream
 
 _LANES = {"sm_80": 64}  # float32 multiply-adds of a multiprocessor in a clock; 128 on others
 
@@ -241,7 +242,7 @@ class CudaModule(Module):
         def evaluate(inputs: Mapping[str, Any]) -> TimeResult:
             frame = self._acquire()
             try:
-                return self._timed(frame, inputs, 1 if flush_cache else number, repeat, flush_cache)
+                return self._timed(frame, inputs, number, repeat, flush_cache)
             finally:
                 self._idle.append(frame)
 
@@ -250,26 +251,12 @@ class CudaModule(Module):
     def _timed(
         self, frame: Frame, inputs: Mapping[str, Any], number: int, repeat: int, flush: bool
     ) -> TimeResult:
-        driver = frame.driver
         handle, device = self._place(frame, inputs, None)
         nothing: Sequence[None] = [None] * len(self.outputs)
         bound = frame.choose(device, nothing, handle)
         frame.run(bound, handle)  # records the graph
-        junk_bytes = 2 * driver.facts().l2_bytes if flush else 0
-        junk = driver.allocate(junk_bytes) if flush else 0
-        start, stop = (driver.new_event(timing=True) for _ in range(2))
-        seconds = []
-        for _ in range(repeat):
-            if flush:
-                driver.clear(junk, junk_bytes, handle)
-            driver.record(start, handle)
-            for _ in range(number):
-                frame.run(bound, handle)
-            driver.record(stop, handle)
-            seconds.append(driver.elapsed(start, stop) / 1e3 / number)
+        result = time_on_stream(
+            frame.driver, handle, lambda: frame.run(bound, handle), number, repeat, flush
+        )
         frame.finish(bound, nothing, handle)
-        if flush:
-            driver.free(junk)
-        for event in (start, stop):
-            driver.free_event(event)
-        return TimeResult(tuple(seconds), number)
+        return result

@@ -33,6 +33,7 @@ from .split_k import choose_slices, split_product
 from .tensor_cores import (
     choose_warp_tile,
     estimated_cycles,
+    padded_operands,
     tensor_core_gemm,
     tensor_core_type,
 )
@@ -136,19 +137,7 @@ def _tiled(
     rows, columns, depth = _padded(m, tile.rows), _padded(n, tile.columns), _padded(k, _DEPTH)
     acc = accumulation_dtype(out.dtype)
 
-    def inside(conditions: list[Any], value: Any) -> Any:
-        for condition in conditions:
-            value = te.if_then_else(condition, value, te.const(0, value.dtype))
-        return value
-
-    def a_tile(b: Any, i: Any, p: Any) -> Any:
-        edges = [i < m] * (rows != m) + [p < k] * (depth != k)
-        return inside(edges, left(b, i, p))
-
-    def b_tile(b: Any, p: Any, j: Any) -> Any:
-        edges = [j < n] * (columns != n) + [p < k] * (depth != k)
-        return inside(edges, right(b, p, j))
-
+    a_tile, b_tile = padded_operands(sizes, (rows, columns, depth), left, right)
     a = te.compute((batch, rows, depth), a_tile, name="a_tile", tag="gemm_a")
     w = te.compute((batch, depth, columns), b_tile, name="b_tile", tag="gemm_b")
     axis = te.reduce_axis((0, depth), name="k")

@@ -121,6 +121,35 @@ def estimated_cycles(tile: WarpTile, batch: int, m: int, n: int, k: int, dtype: 
     return math.ceil(blocks / _SMS) * (math.ceil(k / tile.depth) * step + end + _START)
 
 
+def padded_operands(
+    sizes: tuple[int, int, int, int],
+    padded: tuple[int, int, int],
+    left: Callable[..., Any],
+    right: Callable[..., Any],
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`left(b, i, k)` and `right(b, k, j)` with zeros from their true extents to the padded ones.
+
+    Args:
+        sizes: batch, rows, columns and length of the sum.
+        padded: rows, columns and length to whole tiles.
+    """
+    _, m, n, k = sizes
+    rows, columns, depth = padded
+
+    def inside(conditions: list[Any], value: Any) -> Any:
+        for condition in conditions:
+            value = te.if_then_else(condition, value, te.const(0, value.dtype))
+        return value
+
+    def a_tile(b: Any, i: Any, p: Any) -> Any:
+        return inside([i < m] * (rows != m) + [p < k] * (depth != k), left(b, i, p))
+
+    def b_tile(b: Any, p: Any, j: Any) -> Any:
+        return inside([j < n] * (columns != n) + [p < k] * (depth != k), right(b, p, j))
+
+    return a_tile, b_tile
+
+
 def tensor_core_gemm(
     out: TensorType,
     sizes: tuple[int, int, int, int],
@@ -144,16 +173,7 @@ def tensor_core_gemm(
     acc = record.accumulator
     fragment = te.round_tf32 if record.dtype is DType.FLOAT32 else lambda x: x
 
-    def inside(conditions: list[Any], value: Any) -> Any:
-        for condition in conditions:
-            value = te.if_then_else(condition, value, te.const(0, value.dtype))
-        return value
-
-    def a_tile(b: Any, i: Any, p: Any) -> Any:
-        return inside([i < m] * (rows != m) + [p < k] * (depth != k), left(b, i, p))
-
-    def b_tile(b: Any, p: Any, j: Any) -> Any:
-        return inside([j < n] * (columns != n) + [p < k] * (depth != k), right(b, p, j))
+    a_tile, b_tile = padded_operands(sizes, (rows, columns, depth), left, right)
 
     def b_place(b: Any, p: Any, j: Any) -> tuple[Any, Any, Any]:
         return (b, p, j) if is_transposed(record) else (b, j, p)

@@ -28,7 +28,7 @@ from ..nodes import (
     Store,
 )
 from ..tree import statements
-from .visit import Visit, drive, make_if, rebuild_stmt
+from .visit import Visit, drive, make_if, rebuilt
 
 BARRIER = Evaluate(Call("barrier", (), DType.BOOL))
 SYNCHRONIZED = "synchronized"  # annotation of a loop: buffers for which it has its own barriers
@@ -115,12 +115,7 @@ class _Inserter:
             return (yield self.branch(stmt))
         if isinstance(stmt, Store | Evaluate | Collective):
             return self.leaf(stmt)
-        children = []
-        for child in stmt.children():
-            if isinstance(child, Stmt):
-                child = yield self.visit(child)
-            children.append(child)
-        return rebuild_stmt(stmt, children)
+        return (yield rebuilt(stmt, self.visit))
 
     def leaf(self, stmt: Stmt) -> Stmt:
         if is_barrier(stmt):

@@ -22,7 +22,7 @@ from ...dtype import DType
 from ...ir.expr import Call, Expr, Load, Ramp, const
 from ...ir.node import postorder
 from ..nodes import Alloc, Buffer, PrimFunc, Scope, Seq, Stmt, Store
-from .visit import Visit, drive, rebuild_stmt, seq, substituter
+from .visit import Visit, drive, rebuilt, seq, substituter
 
 COSTLY = frozenset(
     ["exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "sin", "cos", "tan",
@@ -38,12 +38,7 @@ def common_subexpr(func: PrimFunc) -> PrimFunc:
     names = Counter[str]()
 
     def visit(stmt: Stmt) -> Visit[Stmt]:
-        children = []
-        for child in stmt.children():
-            if isinstance(child, Stmt):
-                child = yield visit(child)
-            children.append(child)
-        result = rebuild_stmt(stmt, children)
+        result = yield rebuilt(stmt, visit)
         return _shared(result, names) if isinstance(result, Seq) else result
 
     body = drive(visit(func.body))

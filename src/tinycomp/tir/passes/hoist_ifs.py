@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ...ir.expr import all_of
 from ..nodes import Alloc, For, If, PrimFunc, Stmt
-from .visit import Visit, conjuncts, drive, make_if, reads_memory, rebuild_stmt, uses
+from .visit import Visit, conjuncts, drive, make_if, reads_memory, rebuilt, uses
 
 
 def hoist_ifs(func: PrimFunc) -> PrimFunc:
@@ -16,12 +16,7 @@ def hoist_ifs(func: PrimFunc) -> PrimFunc:
     """
 
     def visit(stmt: Stmt) -> Visit[Stmt]:
-        children = []
-        for child in stmt.children():
-            if isinstance(child, Stmt):
-                child = yield visit(child)
-            children.append(child)
-        return _hoisted(rebuild_stmt(stmt, children))
+        return _hoisted((yield rebuilt(stmt, visit)))
 
     body = drive(visit(func.body))
     return func if body is func.body else replace(func, body=body)

@@ -9,7 +9,7 @@ from ...ir.expr import BinaryOp, Call, Expr, Var, all_of, binary, variables
 from ...te.tensor import IterKind
 from ..nodes import ONCE, Block, Buffer, For, If, PrimFunc, Stmt
 from ..tree import written_buffers
-from .visit import Visit, conjuncts, drive, make_if, rebuild_stmt, rename, seq, substituter, uses
+from .visit import Visit, conjuncts, drive, make_if, rebuilt, rename, seq, substituter, uses
 
 CARRIES = "carries"  # annotation of a loop: buffers that hold values from one iteration to the next
 
@@ -39,12 +39,7 @@ def lower_blocks(func: PrimFunc) -> PrimFunc:
         if isinstance(stmt, For):
             stmt = rename(stmt) if stmt.var in seen else stmt
             seen.add(stmt.var)
-        children = []
-        for child in stmt.children():
-            if isinstance(child, Stmt):
-                child = yield visit(child, (*path, stmt))
-            children.append(child)
-        result = rebuild_stmt(stmt, children)
+        result = yield rebuilt(stmt, lambda child: visit(child, (*path, stmt)))
         todo = started.pop(stmt, None) if isinstance(stmt, For) else None
         if todo is None:
             return result

@@ -39,7 +39,7 @@ from ..nodes import (
 from ..tensor_intrinsics.fragments import FragmentLayout
 from ..tree import statements
 from .bind_threads import LANE
-from .visit import Visit, drive, rebuild_stmt, rewriter, substituter
+from .visit import Visit, drive, rebuilt, rewriter, substituter
 
 _SHARED_ROW = 16  # bytes of a row of the matrices that ldmatrix loads
 _MATRIX = 8  # rows of such a matrix
@@ -108,12 +108,7 @@ class _Lowering:
             self.lane = stmt.var if stmt.thread == LANE else self.lane
         if isinstance(stmt, Collective):
             return self.collective(stmt)
-        children = []
-        for child in stmt.children():
-            if isinstance(child, Stmt):
-                child = yield self.visit(child)
-            children.append(child)
-        result = rebuild_stmt(stmt, children)
+        result = yield rebuilt(stmt, self.visit)
         if isinstance(result, Alloc) and result.buffer in self.registers:
             return Alloc(self.registers[result.buffer], result.body)
         return result

@@ -54,7 +54,7 @@ from ..tree import (
     written_buffers,
 )
 from .barriers import BARRIER, SYNCHRONIZED
-from .visit import Visit, copy, drive, make_if, rebuild_stmt, rewriter, seq, substituter, uses
+from .visit import Visit, copy, drive, make_if, rebuilt, rewriter, seq, substituter, uses
 
 PIPELINE = "pipeline"  # annotation of a loop: versions of its buffers
 ONLY = "pipeline_buffers"  # annotation beside it: their names, if not all
@@ -113,12 +113,7 @@ def pipeline(func: PrimFunc) -> PrimFunc:
 
     def visit(stmt: Stmt, repeated: bool) -> Visit[Stmt]:
         serial = isinstance(stmt, For) and not stmt.thread
-        children = []
-        for child in stmt.children():
-            if isinstance(child, Stmt):
-                child = yield visit(child, repeated or serial)
-            children.append(child)
-        result = rebuild_stmt(stmt, children)
+        result = yield rebuilt(stmt, lambda child: visit(child, repeated or serial))
         if isinstance(result, For) and PIPELINE in result.annotations:
             return _Loop(func, result, analyzer).pipelined(repeated)
         return result

@@ -14,7 +14,7 @@ from ...ir.node import postorder
 from ...te.simplify import Analyzer
 from ..nodes import Evaluate, For, ForKind, PrimFunc, Seq, Stmt
 from ..tree import statements
-from .visit import Visit, drive, rebuild_stmt, uses
+from .visit import Visit, drive, rebuilt, uses
 
 _MOST_REUSES = 16  # a panel read more often than that costs little to wait for once
 
@@ -48,12 +48,7 @@ def prefetch(func: PrimFunc) -> PrimFunc:
         if isinstance(stmt, For):
             # What a thread does next is known inside its part of the iterations only.
             inside = () if stmt.kind is ForKind.PARALLEL else (*around, stmt)
-        children = []
-        for child in stmt.children():
-            if isinstance(child, Stmt):
-                child = yield visit(child, inside)
-            children.append(child)
-        result = rebuild_stmt(stmt, children)
+        result = yield rebuilt(stmt, lambda child: visit(child, inside))
         if not isinstance(stmt, For) or "prefetch" not in stmt.annotations:
             return result
         assert isinstance(result, For)

@@ -8,7 +8,7 @@ from ...ir.expr import Expr, IntImm, all_of, const
 from ...te.simplify import Analyzer
 from ..nodes import For, If, PrimFunc, Stmt
 from .guards import guard_of, is_comparison
-from .visit import NOTHING, Visit, conjuncts, drive, make_if, rebuild_stmt
+from .visit import NOTHING, Visit, conjuncts, drive, make_if, rebuilt
 
 
 def trim_loops(func: PrimFunc) -> PrimFunc:
@@ -21,12 +21,7 @@ def trim_loops(func: PrimFunc) -> PrimFunc:
     def visit(stmt: Stmt) -> Visit[Stmt]:
         if isinstance(stmt, For):
             analyzer.bind(stmt.var, stmt.min, stmt.extent)
-        children = []
-        for child in stmt.children():
-            if isinstance(child, Stmt):
-                child = yield visit(child)
-            children.append(child)
-        result = rebuild_stmt(stmt, children)
+        result = yield rebuilt(stmt, visit)
         return _trimmed(result, analyzer) if isinstance(result, For) else result
 
     body = drive(visit(func.body))

@@ -14,7 +14,7 @@ from ...ir.expr import Binary, BinaryOp, Expr, IntImm, Var, const
 from ...ir.node import postorder
 from ...te.simplify import Analyzer
 from ..nodes import For, ForKind, PrimFunc, Stmt
-from .visit import Visit, drive, rebuild_stmt, substituter, uses
+from .visit import Visit, drive, rebuilt, substituter, uses
 
 _CONNECTIVES = (BinaryOp.AND, BinaryOp.OR)
 _MAX_LANES = 64
@@ -31,12 +31,7 @@ def uniform_conditions(func: PrimFunc) -> PrimFunc:
     def visit(stmt: Stmt) -> Visit[Stmt]:
         if isinstance(stmt, For):
             analyzer.bind(stmt.var, stmt.min, stmt.extent)
-        children = []
-        for child in stmt.children():
-            if isinstance(child, Stmt):
-                child = yield visit(child)
-            children.append(child)
-        result = rebuild_stmt(stmt, children)
+        result = yield rebuilt(stmt, visit)
         if isinstance(result, For) and result.kind is ForKind.VECTORIZED:
             return _uniform(result, analyzer)
         return result

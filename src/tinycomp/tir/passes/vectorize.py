@@ -43,7 +43,7 @@ from ..nodes import (
     Store,
 )
 from ..tree import statements, written_buffers
-from .visit import Visit, drive, make_if, rebuild_stmt, seq, substituter, uses
+from .visit import Visit, drive, make_if, rebuild_stmt, rebuilt, seq, substituter, uses
 
 _REDUCIBLE = (BinaryOp.ADD, BinaryOp.MUL, BinaryOp.MIN, BinaryOp.MAX)
 MAX_UNROLLED = 4  # vectors of one loop that are written out; more become a loop over vectors
@@ -66,12 +66,7 @@ def vectorize(func: PrimFunc, target: Target) -> PrimFunc:
     """
 
     def visit(stmt: Stmt) -> Visit[Stmt]:
-        children = []
-        for child in stmt.children():
-            if isinstance(child, Stmt):
-                child = yield visit(child)
-            children.append(child)
-        result = rebuild_stmt(stmt, children)
+        result = yield rebuilt(stmt, visit)
         if isinstance(result, For) and "reduce_lanes" in result.annotations:
             reduced = _reduce_lanes(result, target)
             if reduced is not result:

@@ -118,6 +118,16 @@ def rebuild_stmt(stmt: Stmt, children: list[Any]) -> Stmt:
     return stmt.with_children(children)
 
 
+def rebuilt(stmt: Stmt, visit: Callable[[Stmt], Visit[Stmt]]) -> Visit[Stmt]:
+    """`stmt` around what `visit` makes of the statements in it."""
+    children: list[Any] = []
+    for child in stmt.children():
+        if isinstance(child, Stmt):
+            child = yield visit(child)
+        children.append(child)
+    return rebuild_stmt(stmt, children)
+
+
 def _never(extent: Expr) -> bool:
     return isinstance(extent, IntImm) and extent.value <= 0
 
