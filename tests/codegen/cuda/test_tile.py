@@ -9,7 +9,7 @@ from tinycomp.codegen.cuda.emit import emit_cuda
 from tinycomp.codegen.cuda.nvrtc import compile_cuda, library
 from tinycomp.diagnostics import TinycompError
 from tinycomp.dtype import DType
-from tinycomp.schedules.gpu.hopper_program import HopperTile
+from tinycomp.schedules.gpu.hopper_operands import HopperTile
 
 
 def kernel(tile, **options):

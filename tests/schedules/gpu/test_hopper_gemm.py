@@ -12,8 +12,8 @@ from tinycomp.relay.nodes import Call, Function
 from tinycomp.relay.pass_infra import PassContext
 from tinycomp.relay.passes.fuse_ops import FuseOps
 from tinycomp.schedules import build_kernel
-from tinycomp.schedules.gpu.hopper_gemm import choose_hopper_tile, estimated_seconds
-from tinycomp.schedules.gpu.hopper_program import HopperTile
+from tinycomp.schedules.gpu.hopper_operands import HopperTile
+from tinycomp.schedules.gpu.hopper_tiles import choose_hopper_tile, estimated_seconds
 from tinycomp.target import Target
 from tinycomp.tir.gpu_executor import run
 from tinycomp.tir.nodes import Alloc

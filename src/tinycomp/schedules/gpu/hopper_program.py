@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from ...dtype import DType
 from ...ir.expr import BinaryOp as Op
 from ...ir.expr import Expr, Load, Var, all_of, as_expr, binary, const, substitute
-from ...ir.node import postorder, rewrite
-from ...target import Target
+from ...ir.node import rewrite
 from ...tir.nodes import Buffer, For, ForKind, If, PrimFunc, Scope, Seq, Stmt, Store
 from ...tir.passes.simplify import simplify
 from ...tir.passes.vectorize import vectorize
@@ -30,7 +28,6 @@ from ...tir.tile.layout import (
     MatrixDescriptor,
     Swizzle,
     WgmmaShape,
-    fragment_row,
 )
 from ...tir.tile.nodes import (
     Accumulator,
@@ -38,7 +35,6 @@ from ...tir.tile.nodes import (
     Arrive,
     Barrier,
     ClusterSync,
-    CommitStores,
     Cursor,
     ExpectBytes,
     FenceBarrierInit,
@@ -54,7 +50,6 @@ from ...tir.tile.nodes import (
     ThreadCode,
     TileProgram,
     TmaLoad,
-    TmaStore,
     Wait,
     WaitStores,
     Wgmma,
@@ -62,89 +57,11 @@ from ...tir.tile.nodes import (
     WgmmaFence,
     WgmmaWait,
 )
+from .hopper_epilogue import PAIRS, ROWS, SLOTS, Writer
+from .hopper_operands import Epilogue, Gathered, HopperTile, Operands
 
-_ROWS = 64  # of one wgmma
 _SWIZZLE = Swizzle(ROW_BYTES)
-_SLOTS = 2  # boxes of the result per warpgroup that are being stored
 _ROLLED = {"unroll": 1}
-_PAIRS = Target("cuda", vector_bits=64)  # a thread has two neighbouring columns
-
-
-@dataclass(frozen=True, slots=True)
-class HopperTile:
-    """A block's share of the result, and how it is computed.
-
-    Attributes:
-        rows, columns: of the tile; each consumer has a multiple of 64 rows.
-        depth: stages of the ring.
-        consumers: warpgroups that multiply.
-        cluster: blocks that share B.
-        group: tiles of rows that are walked together, before the next columns.
-        staged: results go through shared memory and TMA, not straight to memory.
-        gatherers: warpgroups that compute B where it is no matrix in memory.
-        alternate: two consumers take whole tiles in turn ("ping-pong"), so that one writes its
-            result while the other multiplies; otherwise they share the rows of each tile.
-    """
-
-    rows: int
-    columns: int
-    depth: int
-    consumers: int = 2
-    cluster: int = 1
-    group: int = 8
-    staged: bool = True
-    alternate: bool = False
-    gatherers: int = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Gathered:
-    """An operand that is computed where it is copied: `value` is B[batch, k, column], for indices
-    inside its extents."""
-
-    value: Expr
-    batch: Var
-    k: Var
-    column: Var
-
-
-@dataclass(frozen=True, slots=True)
-class Operands:
-    """The matrix A[b, m, k], and B: a matrix [b, k, n], or [b, n, k] if it is K-major, or computed.
-
-    Attributes:
-        a_batches, b_batches: whether they have the batch, or one matrix serves all.
-        slices: of the sum; slice s of batch b is result b * slices + s.
-    """
-
-    a: Buffer
-    b: Buffer | Gathered
-    batch: int
-    m: int
-    n: int
-    k: int
-    b_major: Major = Major.MN
-    a_batches: bool = True
-    b_batches: bool = True
-    slices: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Epilogue:
-    """`out[indices] = value`, over variables `batch` (which result), `row`, `column` and the sum
-    `acc`.
-
-    `scattered` says that rows of the product are not rows of memory.
-    """
-
-    out: Buffer
-    indices: tuple[Expr, ...]
-    value: Expr
-    batch: Var
-    row: Var
-    column: Var
-    acc: Var
-    scattered: bool = False
 
 
 def gemm_program(
@@ -169,7 +86,7 @@ class _Gemm:
         self.results = operands.batch * operands.slices
         self.shape = WgmmaShape(tile.columns, dtype, _accumulation(dtype))
         sharing = 1 if tile.alternate else tile.consumers  # of the rows
-        self.per_consumer = tile.rows // sharing // _ROWS  # wgmma tiles along the rows
+        self.per_consumer = tile.rows // sharing // ROWS  # wgmma tiles along the rows
         self.row_tiles = math.ceil(operands.m / (tile.rows * tile.cluster))  # of clusters
         self.column_tiles = math.ceil(operands.n / tile.columns)
         self.tiles = self.results * self.row_tiles * self.column_tiles
@@ -197,14 +114,14 @@ class _Gemm:
             self.b_maps = (_map("b", o.b, (o.n, o.k), o.batch * o.b_batches, box),)
         out = self.epilogue.out
         self.width = ROW_BYTES // out.dtype.itemsize  # columns of a stored box
-        self.out_map = _map("out", out, (o.n, o.m), self.results, (self.width, _ROWS))
+        self.out_map = _map("out", out, (o.n, o.m), self.results, (self.width, ROWS))
 
     def _shared(self) -> None:
         tile, dtype = self.tile, self.operands.a.dtype
         self.a_tile = _shared_tile("a_tile", dtype, tile.rows * ROW_BYTES, tile.depth)
         self.b_tile = _shared_tile("b_tile", dtype, tile.columns * ROW_BYTES, tile.depth)
         out = self.epilogue.out.dtype
-        self.out_tile = _shared_tile("out_tile", out, _ROWS * ROW_BYTES, tile.consumers * _SLOTS)
+        self.out_tile = _shared_tile("out_tile", out, ROWS * ROW_BYTES, tile.consumers * SLOTS)
 
     def program(self) -> TileProgram:
         staged = self.tile.staged
@@ -330,7 +247,7 @@ class _Gemm:
         store = Store(self.b_tile.buffer, (where * 2 + lane,), value)
         pair = For(lane, const(0), const(2), store, ForKind.VECTORIZED)
         body = For(i, const(0), const(self.step // together), pair, ForKind.UNROLLED)
-        return simplify(vectorize(PrimFunc(self.name, (), 0, body), _PAIRS)).body
+        return simplify(vectorize(PrimFunc(self.name, (), 0, body), PAIRS)).body
 
     def _registers(self) -> tuple[int, int]:
         """Of producers and consumers, by setmaxnreg; together at most 512 for their warpgroups."""
@@ -339,6 +256,12 @@ class _Gemm:
             gatherers = self.tile.gatherers
             return {(1, 2): (72, 216), (2, 2): (72, 184)}.get((gatherers, consumers), (0, 0))
         return {1: (0, 0), 2: (40, 232), 3: (32, 160)}[consumers]
+
+    def _writer(self) -> Writer:
+        return Writer(
+            self.name, self.operands, self.epilogue, self.tile, self.shape, self.out_tile,
+            self.out_map, self.width, self.results > 1,
+        )  # fmt: skip
 
     # -- consumers -----------------------------------------------------------------------------
 
@@ -353,13 +276,13 @@ class _Gemm:
         first, part = row, const(0)  # of the tile's rows
         if not tile.alternate:
             part = warpgroup * self.per_consumer
-            first = row + part * _ROWS
+            first = row + part * ROWS
         issue, drain = self._main_loop(acc, read, release, part)
         turn = Cursor("order", 1)
         parts, start = [*issue, *drain], []
         if tile.alternate:
             parts, start = self._in_turn(issue, drain, turn, (read, release), warpgroup)
-        parts += self._write(acc, batch, first, column, warpgroup, thread)
+        parts += self._writer().write(acc, batch, first, column, warpgroup, thread)
         mine = warpgroup if tile.alternate else None
         walk = self._walk(Seq(tuple(parts)), batch, row, column, mine)
         done = [WaitStores(0)] if tile.staged else []
@@ -417,107 +340,10 @@ class _Gemm:
             along = p * k_bytes if major is Major.K else p * self.shape.k * ROW_BYTES
             b = Operand(self.b_tile, read, const(along), b_layout)
             for i in range(acc.tiles):
-                rows = (part + i) * (_ROWS * ROW_BYTES)
+                rows = (part + i) * (ROWS * ROW_BYTES)
                 a = Operand(self.a_tile, read, rows + p * k_bytes, a_layout)
                 out.append(Wgmma(acc, i, a, b, accumulate or p > 0))
         return [*out, WgmmaCommit(), Advance(read)]
-
-    # -- epilogue ------------------------------------------------------------------------------
-
-    def _write(
-        self, acc: Accumulator, batch: Var, row: Expr, column: Var, warpgroup: Var, thread: Var
-    ) -> list[Stmt]:
-        if not self.tile.staged:
-            return [
-                ThreadCode(self._direct(acc, i, batch, row + i * _ROWS, column, thread))
-                for i in range(acc.tiles)
-            ]
-        out: list[Stmt] = []
-        meet = NamedBarrier(warpgroup + 1, 1)
-        chunks = [(i, c) for i in range(acc.tiles) for c in range(self.tile.columns // self.width)]
-        for number, (i, c) in enumerate(chunks):
-            slot = warpgroup * _SLOTS + number % _SLOTS
-            corner = (column + c * self.width, row + i * _ROWS)
-            code = self._to_shared(acc, i, c, batch, corner[1], column, thread, slot)
-            at = (*corner, *([batch] if self.results > 1 else []))
-            offset = slot * self.out_tile.nbytes
-            since = _stores_since(number, len(chunks))
-            out += [WaitStores(since - 1), meet, ThreadCode(code), FenceProxy(), meet]
-            out += [TmaStore(self.out_map, at, self.out_tile, offset), CommitStores()]
-        return out
-
-    def _direct(
-        self, acc: Accumulator, i: int, batch: Var, row: Expr, column: Var, thread: Var
-    ) -> Stmt:
-        """Each thread stores its fragment where it belongs."""
-        group, half, lane = Var("group"), Var("half"), Var("lane")
-        register = group * 4 + half * 2
-        e, o, tile = self.epilogue, self.operands, self.tile
-        at_row = row + fragment_row(thread, half * 2)
-        at_column = column + group * 8 + thread % 4 * 2
-        known = {e.batch: batch, e.row: at_row, e.column: at_column + lane}
-        value = self._value(acc, i * self.shape.registers + register + lane, known)
-        store = Store(e.out, tuple(substitute(x, known) for x in e.indices), value)
-        edges = [at_row < o.m] * bool(o.m % (tile.rows * tile.cluster))
-        last = at_column + lane if o.n % 2 else at_column
-        edges += [last < o.n] * bool(o.n % tile.columns)
-        return self._loops(store, group, tile.columns // 8, half, lane, edges)
-
-    def _to_shared(
-        self, acc: Accumulator, i: int, chunk: int, batch: Var, row: Expr, column: Var,
-        thread: Var, slot: Expr,
-    ) -> Stmt:  # fmt: skip
-        """The fragment's columns of one box, swizzled as TMA expects them."""
-        group, half, lane = Var("group"), Var("half"), Var("lane")
-        e, o, tile = self.epilogue, self.operands, self.tile
-        register = (group + chunk * self.width // 8) * 4 + half * 2
-        in_row = fragment_row(thread, half * 2)
-        in_column = group * 8 + thread % 4 * 2
-        at_row, at_column = row + in_row, column + chunk * self.width + in_column
-        known = {e.batch: batch, e.row: at_row, e.column: at_column + lane}
-        value = self._value(acc, i * self.shape.registers + register + lane, known)
-        itemsize = self.out_tile.dtype.itemsize
-        pair = 2 * itemsize
-        per_row, per_unit = ROW_BYTES // pair, 16 // pair  # in pairs, so that they stay aligned
-        mask = (in_row % 8) * per_unit
-        where = slot * (_ROWS * per_row) + in_row * per_row
-        where = where + binary(Op.BIT_XOR, in_column // 2, mask)
-        store = Store(self.out_tile.buffer, (where * 2 + lane,), value)
-        edges: list[Expr] = []
-        if _reads_elements(e):
-            edges += [at_row < o.m] * bool(o.m % (tile.rows * tile.cluster))
-            edges += [at_column < o.n] * bool(o.n % tile.columns)
-        return self._loops(store, group, self.width // 8, half, lane, edges)
-
-    def _value(self, acc: Accumulator, register: Expr, known: dict[Var, Expr]) -> Expr:
-        held = Load(acc.buffer, (register,), None)
-        return substitute(self.epilogue.value, {**known, self.epilogue.acc: held})
-
-    def _loops(
-        self, store: Store, group: Var, groups: int, half: Var, lane: Var, edges: list[Expr]
-    ) -> Stmt:
-        if self.operands.n % 2:
-            guarded = If(all_of(edges), store) if edges else store
-            body: Stmt = For(lane, const(0), const(2), guarded, ForKind.UNROLLED)
-        else:
-            pairs = For(lane, const(0), const(2), store, ForKind.VECTORIZED)
-            body = If(all_of(edges), pairs) if edges else pairs
-        body = For(half, const(0), const(2), body, ForKind.UNROLLED)
-        body = For(group, const(0), const(groups), body, ForKind.UNROLLED)
-        func = PrimFunc(self.name, (), 0, body)
-        return simplify(vectorize(func, _PAIRS)).body
-
-
-def _stores_since(number: int, count: int) -> int:
-    """How many stores ago the slot of box `number` of `count` per tile was used.
-
-    >>> [_stores_since(i, 3) for i in range(3)], [_stores_since(i, 4) for i in range(4)]
-    ([1, 3, 2], [2, 2, 2, 2])
-    """
-    if number >= _SLOTS:
-        return _SLOTS
-    last = max(i for i in range(count) if i % _SLOTS == number)  # of the tile before
-    return count - last + number
 
 
 def _accumulation(dtype: DType) -> DType:
@@ -555,7 +381,3 @@ def _guarded(node: Any, inside: list[Expr]) -> Any:
         return node
     known = [] if node.predicate is None else [node.predicate]
     return Load(node.source, node.indices, all_of([*inside, *known]))
-
-
-def _reads_elements(epilogue: Epilogue) -> bool:
-    return any(isinstance(node, Load) for node in postorder(epilogue.value))
