@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..codegen.cuda.limits import BLOCK, GRID, STATIC_SHARED, Launch, shared_limit
+from ..codegen.cuda.limits import BLOCK, GRID, STATIC_SHARED, Launch, TensorMapSpec, shared_limit
 from ..diagnostics import ExecutionError
 from ..ir.expr import as_int
 from ..kernels import kernel_name
@@ -28,9 +28,12 @@ from ..levels import kernel_functions
 from ..runtime.artifact import Artifact, ValueSpec
 from ..runtime.cuda.driver import Capture, DeviceFacts, driver_error
 from ..runtime.cuda.plan import CudaPlan
+from ..runtime.cuda.tensor_maps import MapBytes, encode_tensor_map
 from ..schedules import build_kernel
-from ..tir.gpu_executor import run_launch
+from ..tir.gpu_executor import root_statements, run_launch
 from ..tir.nodes import Alloc, Buffer, PrimFunc, Scope
+from ..tir.tile.nodes import TileProgram
+from .fake_tensor_maps import decode, encode
 
 Work = Callable[[], None]
 _UNWRITTEN = 0xFF  # NaN in every float type
@@ -141,6 +144,9 @@ class FakeDriver:
         if nbytes > shared_limit(self.arch):
             raise refuse("cuFuncSetAttribute", "CUDA_ERROR_INVALID_VALUE")
         self._functions[function].shared_allowed = nbytes
+
+    def tensor_map(self, spec: TensorMapSpec, address: int) -> ctypes.Array:
+        return encode_tensor_map(spec, address, encode)
 
     # -- memory --------------------------------------------------------------------------------
 
@@ -286,15 +292,18 @@ class FakeDriver:
         buffers = [kernel.func.params[i] for i in kernel.launch.params]
         offsets = _workspace(kernel.func)
         buffers += [offsets[offset] for offset in kernel.launch.workspace]
-        assert not kernel.launch.maps, "tensor maps need the interpreter of tile programs"
-        kinds: list[Any] = [ctypes.c_uint64] * len(buffers)
+        count, maps = len(buffers), kernel.launch.maps
+        kinds: list[Any] = [ctypes.c_uint64] * count + [MapBytes] * len(maps)
         if kernel.launch.can_fail:
             kinds = [*kinds, ctypes.c_uint64, ctypes.c_int32]
         if [type(a) for a in arguments] != kinds:
             raise refuse("cuLaunchKernel", "CUDA_ERROR_INVALID_VALUE")
-        values = [a.value for a in arguments]
-        spaces = {b: self._array(b, v) for b, v in zip(buffers, values, strict=False)}
-        word = self.bytes_at(values[-2], 4, True).view(np.int32) if kernel.launch.can_fail else None
+        spaces = {b: self._array(b, a.value) for b, a in zip(buffers, arguments, strict=False)}
+        spaces |= self._mapped(kernel, arguments[count : count + len(maps)])
+        word, code = None, 0
+        if kernel.launch.can_fail:
+            word = self.bytes_at(arguments[-2].value, 4, True).view(np.int32)
+            code = arguments[-1].value
 
         def work() -> None:
             try:
@@ -302,9 +311,21 @@ class FakeDriver:
             except ExecutionError:
                 if word is None:
                     raise
-                word[0] = values[-1]
+                word[0] = code
 
         return work
+
+    def _mapped(self, kernel: _Kernel, maps: Sequence[Any]) -> dict[Buffer, np.ndarray]:
+        """The tensors that a tile program copies from and to, where their maps say."""
+        found: dict[Buffer, np.ndarray] = {}
+        program = root_statements(kernel.func)[kernel.index]
+        tensors = program.maps if isinstance(program, TileProgram) else ()
+        for tensor, spec, data in zip(tensors, kernel.launch.maps, maps, strict=True):
+            decoded = decode(bytes(data))
+            if decoded is None or not decoded.describes(spec):
+                raise refuse("cuLaunchKernel", "CUDA_ERROR_INVALID_VALUE")
+            found[tensor.buffer] = self._array(tensor.buffer, decoded.address)
+        return found
 
     def _array(self, buffer: Buffer, address: int) -> np.ndarray:
         shape = tuple(as_int(d) for d in buffer.shape)

@@ -91,8 +91,6 @@ def run(func: PrimFunc, arrays: Sequence[np.ndarray], check_races: bool = True) 
             shuffle is not reached by all threads that it needs.
         ExecutionError: a checked index is out of range.
     """
-    from .tile.interpreter import run_tile_program  # it runs ordinary code by this module
-
     _check(func, arrays)
     body = func.body
     spaces: dict[Buffer, np.ndarray] = dict(zip(func.params, arrays, strict=True))
@@ -101,11 +99,8 @@ def run(func: PrimFunc, arrays: Sequence[np.ndarray], check_races: bool = True) 
         spaces[body.buffer] = np.zeros(shape, body.buffer.dtype.numpy)
         body = body.body
     with np.errstate(all="ignore"):
-        for root in body.stmts if isinstance(body, Seq) else (body,):
-            if isinstance(root, TileProgram):
-                run_tile_program(func, root, spaces)
-            else:
-                _launch(func, root, spaces, check_races)
+        for root in root_statements(func):
+            _launch(func, root, spaces, check_races)
 
 
 def run_launch(
@@ -120,12 +115,16 @@ def run_launch(
     Raises:
         RaceError, VerifyError, ExecutionError: see `run`.
     """
+    with np.errstate(all="ignore"):
+        _launch(func, root_statements(func)[index], spaces, check_races)
+
+
+def root_statements(func: PrimFunc) -> tuple[Stmt, ...]:
+    """The statements at the root, each of which is one launch."""
     body = func.body
     while isinstance(body, Alloc) and body.buffer.scope is Scope.GLOBAL:
         body = body.body
-    roots = body.stmts if isinstance(body, Seq) else (body,)
-    with np.errstate(all="ignore"):
-        _launch(func, roots[index], spaces, check_races)
+    return body.stmts if isinstance(body, Seq) else (body,)
 
 
 def _check(func: PrimFunc, arrays: Sequence[np.ndarray]) -> None:
@@ -141,6 +140,11 @@ def _check(func: PrimFunc, arrays: Sequence[np.ndarray]) -> None:
 def _launch(
     func: PrimFunc, root: Stmt, spaces: dict[Buffer, np.ndarray], check_races: bool
 ) -> None:
+    if isinstance(root, TileProgram):
+        from .tile.interpreter import run_tile_program  # it runs ordinary code by this module
+
+        run_tile_program(func, root, spaces)
+        return
     extents = {
         s.thread: as_int(s.extent)
         for s in statements(root)

@@ -10,6 +10,7 @@ from onnx import parser
 from tinycomp.compiler import compile_with
 from tinycomp.config import Config
 from tinycomp.diagnostics import ExecutionError, InputError, MemoryBudgetError, TinycompError
+from tinycomp.precision import Precision
 from tinycomp.runtime.compare import compare
 from tinycomp.runtime.cuda.arrays import CupyArrays, stream_handle
 from tinycomp.runtime.cuda.module import CudaModule
@@ -372,15 +373,38 @@ def test_arrays_without_elements(device):
     assert module.run({"x": driver.array(x)})["y"].shape == (0, 3)
 
 
-@pytest.mark.parametrize("name", ["bert"])
-def test_whole_models(config, name):
-    model = builders()[name](**TINY[name])
+# 64 rows and more are tile programs on sm_90a, whose launches pass tensor maps.
+WIDE = {
+    "bert": {"sequence": 64, "vocab": 40, "width": 64, "heads": 2, "layers": 1},
+    "gpt2": {"sequence": 64, "vocab": 64, "width": 64, "heads": 2, "layers": 1},
+    "unet": {"image": 16, "width": 16, "depth": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "precision", "arch", "present"),
+    [
+        ("bert", TINY["bert"], "fp32", "sm_80", "sm_86"),
+        ("vit", TINY["vit"], "tf32", "sm_90a", "sm_90a"),
+        ("gru_model", TINY["gru_model"], "fp16", "sm_90a", "sm_90a"),
+        ("bert", WIDE["bert"], "bf16", "sm_90a", "sm_90a"),
+        ("gpt2", WIDE["gpt2"], "fp16", "sm_90a", "sm_90a"),
+        ("unet", WIDE["unet"], "bf16", "sm_90a", "sm_90a"),
+    ],
+)
+def test_whole_models(config, name, sizes, precision, arch, present):
+    model = builders()[name](**sizes)
     inputs = seeded_inputs(model, 0)
-    artifact = compile_with(config, model, target="cuda -arch=sm_80").artifact
-    driver = FakeDriver(artifact, arch="sm_86")
+    target = f"cuda -arch={arch}"
+    artifact = compile_with(config, model, target=target, precision=precision).artifact
+    driver = FakeDriver(artifact, arch=present)
     module = CudaModule(artifact, driver=driver, arrays=FakeArrays(driver))
+    with_maps = any(one.maps for launches in module.plan.launches.values() for one in launches)
+    assert with_maps == (sizes in WIDE.values())
     expected = compile_with(config, model).run(inputs)
-    assert max(c.difference for c in compare(module.run(inputs), expected)) < 1e-4
+    limit = 3 * max(1e-5, Precision(precision).tolerance)
+    for _ in range(2):  # the second time is the graph again
+        assert max(c.difference for c in compare(module.run(inputs), expected)) < limit
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,10 @@ from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglon
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ...codegen.cuda.limits import TensorMapSpec
 from ...diagnostics import ExecutionError, MemoryBudgetError, TinycompError
 from ...target import Target
+from .tensor_maps import encode_tensor_map
 
 DEFAULT_ARCH = "sm_90a"
 """Compiled for where no GPU is present: the H100 and H200, with their own instructions."""
@@ -52,6 +54,7 @@ class Driver(Protocol):
     def load_module(self, code: bytes) -> int: ...
     def function(self, module: int, name: str) -> int: ...
     def allow_shared(self, function: int, nbytes: int) -> None: ...
+    def tensor_map(self, spec: TensorMapSpec, address: int) -> ctypes.Array: ...
     def launch(
         self, function: int, grid: Grid, block: Grid, shared: int, stream: int,
         arguments: Sequence[Any], programmatic: bool = False,
@@ -143,6 +146,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuGraphLaunch": (c_void_p, c_void_p),
     "cuGraphDestroy": (c_void_p,),
     "cuGraphExecDestroy": (c_void_p,),
+    "cuTensorMapEncodeTiled": (c_void_p, c_int, c_uint, *(c_void_p,) * 5, *(c_int,) * 4),
 }
 
 
@@ -212,6 +216,10 @@ class CudaDriver:
     def allow_shared(self, function: int, nbytes: int) -> None:
         """Let launches of a function ask for up to `nbytes` of shared memory."""
         self._call("cuFuncSetAttribute", function, _MAX_DYNAMIC_SHARED, nbytes)
+
+    def tensor_map(self, spec: TensorMapSpec, address: int) -> ctypes.Array:
+        """The map of a tensor at `address`, as a kernel argument."""
+        return encode_tensor_map(spec, address, self._function("cuTensorMapEncodeTiled"))
 
     def launch(
         self, function: int, grid: Grid, block: Grid, shared: int, stream: int,

@@ -17,7 +17,7 @@ from ...tir.nodes import Buffer
 from ..function import TimeResult
 from .arrays import holds, is_dense
 from .driver import Driver
-from .program import check_arch, host_bytes, release, tensor_map
+from .program import check_arch, host_bytes, release
 from .timing import time_on_stream
 
 _Flags = namedtuple("_Flags", ["c_contiguous", "aligned", "writeable"])
@@ -83,7 +83,9 @@ class DeviceKernel:
         for function, launch in zip(self.functions, self.kernel.launches, strict=True):
             arguments: list[Any] = [ctypes.c_uint64(addresses[i]) for i in launch.params]
             arguments += [ctypes.c_uint64(self.workspace + offset) for offset in launch.workspace]
-            arguments += [tensor_map(m, m.address(addresses, self.workspace)) for m in launch.maps]
+            arguments += [
+                self.driver.tensor_map(m, m.address(addresses, self.workspace)) for m in launch.maps
+            ]
             if launch.can_fail:
                 arguments += [ctypes.c_uint64(self.error), ctypes.c_int32(1)]
             self.driver.launch(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...codegen.cuda.limits import Launch, TensorMapSpec
+from ...codegen.cuda.limits import Launch
 from ...diagnostics import ExecutionError, MemoryBudgetError, Span, TinycompError
 from ...relay.constant_pool import align
 from ...relay.plan import Branch, BufferRef, Copy, KernelCall, Repeat, Space, Step, all_steps
@@ -24,7 +24,6 @@ from ..artifact import Artifact
 from .arrays import DeviceArray
 from .driver import Driver
 from .plan import CudaPlan
-from .tensor_maps import MAP_BYTES, encode_tensor_map
 
 _GRAPHS = 32  # of one frame; the least recently launched is forgotten
 _SEEN = 64  # sets of addresses remembered
@@ -300,7 +299,9 @@ class Frame:
         for function, launch in self.program.kernels[call.kernel]:
             arguments: list[Any] = [ctypes.c_uint64(addresses[i]) for i in launch.params]
             arguments += [ctypes.c_uint64(base + offset) for offset in launch.workspace]
-            arguments += [tensor_map(m, m.address(addresses, base)) for m in launch.maps]
+            arguments += [
+                self.driver.tensor_map(m, m.address(addresses, base)) for m in launch.maps
+            ]
             if launch.can_fail:
                 number = self.program.numbers[id(call)]
                 arguments += [ctypes.c_uint64(self.error), ctypes.c_int32(number + 1)]
@@ -345,12 +346,6 @@ def check_arch(arch: str, present: str) -> None:
             f"this module is compiled for {arch}, but the GPU is {present}",
             hint=f"compile it again with target='cuda -arch={present}'",
         )
-
-
-def tensor_map(spec: TensorMapSpec, address: int) -> Any:
-    """A tensor map as a kernel argument."""
-    encoded = encode_tensor_map(spec, address).view(np.uint8)
-    return (ctypes.c_ubyte * MAP_BYTES).from_buffer(encoded.data)
 
 
 def _usable(array: DeviceArray) -> bool:
