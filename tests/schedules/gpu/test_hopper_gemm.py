@@ -114,6 +114,46 @@ def test_convolutions(x, w, strides, padding, maps):
     np.testing.assert_array_equal(got, np.maximum(exact, 0))
 
 
+def nhwc(x):
+    return np.ascontiguousarray(np.transpose(x, (0, 2, 3, 1)))
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "strides", "padding", "dilation"),
+    [
+        ((2, 16, 7, 7), (72, 16, 3, 3), (1, 1), (1, 1, 1, 1), 1),
+        ((1, 72, 15, 14), (64, 72, 3, 3), (2, 2), (1, 1, 1, 1), 1),  # channels in two steps
+        ((1, 8, 12, 13), (64, 8, 3, 2), (1, 2), (0, 1, 2, 0), 1),  # one side more than the other
+        ((1, 16, 11, 11), (8, 16, 3, 3), (1, 1), (2, 2, 2, 2), 2),
+        ((3, 24, 8, 8), (40, 24, 1, 1), (2, 2), (0, 0, 0, 0), 1),
+        ((2, 24, 8, 8), (64, 24, 1, 1), (1, 1), (0, 0, 0, 0), 1),  # a product of matrices
+    ],
+)
+def test_convolutions_channels_last(x, w, strides, padding, dilation):
+    """TMA finds the windows, with zeros around images."""
+
+    def layer(b, x, w, bias, residual):
+        y = b.call(
+            "nn.conv2d", x, w, strides=strides, padding=padding, dilation=(dilation,) * 2,
+            data_layout="NHWC", kernel_layout="packed", out_channels=o, kernel_size=kernel,
+            tile=(1, 1, 1),
+        )  # fmt: skip
+        return b.call("nn.relu", b.call("add", b.call("add", y, bias), residual))
+
+    (n, c, height, width), (o, _, *kernel) = x, w
+    spread = np.zeros((*w[:2], *((k - 1) * dilation + 1 for k in kernel)))
+    out = nhwc(windows_product(np.zeros(x), spread, strides, padding)).shape
+    shapes = (n, height, width, c), (o, *kernel, c, 1), (o,), out
+    func = built(layer, *((s, HALF) for s in shapes))
+    first = emit_cuda(func).launches[0].maps[0]
+    assert bool(first.lower) == (w[2:] != (1, 1) or strides != (1, 1))
+    image, weights, bias, residual, got = executed(func)
+    spread[:, :, ::dilation, ::dilation] = np.transpose(weights[..., 0], (0, 3, 1, 2))
+    image = np.transpose(image, (0, 3, 1, 2))
+    exact = nhwc(windows_product(image, spread, strides, padding)) + bias + residual
+    np.testing.assert_array_equal(got, np.maximum(exact, 0))
+
+
 def test_long_sums_in_slices():
     """Few tiles and long sums: slices to memory, then one launch that adds them and goes on."""
     func = built(linear, *((s, HALF) for s in ((72, 1000), (1000, 136), (136,), (72, 136))))

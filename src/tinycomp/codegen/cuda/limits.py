@@ -49,6 +49,7 @@ class TensorMapSpec:
         param: index of the function's parameter that it describes; -1: the workspace.
         swizzle: bytes, 0 for none.
         offset: bytes from there.
+        lower, upper, steps: of the windows of an im2col map; empty for boxes of a tensor.
     """
 
     param: int
@@ -58,6 +59,9 @@ class TensorMapSpec:
     box: tuple[int, ...]
     swizzle: int
     offset: int = 0
+    lower: tuple[int, ...] = ()
+    upper: tuple[int, ...] = ()
+    steps: tuple[int, ...] = ()
 
     def address(self, params: Sequence[int], workspace: int) -> int:
         """Where the tensor is, given the addresses of the parameters and of the workspace."""

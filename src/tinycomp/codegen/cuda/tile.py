@@ -75,10 +75,11 @@ class TileEmitter(KernelEmitter):
         return "\n".join([signature, *self.out.lines, "}"])
 
     def _spec(self, map: op.TensorMap) -> TensorMapSpec:
-        offset = self.workspace.get(map.buffer)
+        offset, walk = self.workspace.get(map.buffer), map.im2col
         return TensorMapSpec(
             self.func.params.index(map.buffer) if offset is None else -1, map.buffer.dtype.value,
             map.dims, map.strides, map.box, map.swizzle.span, offset or 0,
+            *((walk.lower, walk.upper, walk.strides) if walk is not None else ()),
         )  # fmt: skip
 
     # -- names of what the program declares --------------------------------------------------
@@ -251,9 +252,11 @@ class TileEmitter(KernelEmitter):
         place = self._place(stmt.tile, stmt.cursor, stmt.offset)
         barrier = self._barrier(stmt.barrier, stmt.cursor)
         arguments = [place, self.maps[stmt.map], barrier, *map(self._text, stmt.coordinates)]
+        arguments += map(self._text, stmt.tap)
         if stmt.multicast:
             arguments.append(str((1 << self.program.cluster) - 1))
-        name = self.out.use(f"tma_{kind}_{len(stmt.coordinates)}d")
+        mode = "im2col_" if stmt.tap else ""
+        name = self.out.use(f"tma_{mode}{kind}_{len(stmt.coordinates)}d")
         self._elected(f"{name}({', '.join(arguments)});")
 
     def tma_store(self, stmt: op.TmaStore) -> None:

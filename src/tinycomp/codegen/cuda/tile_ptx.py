@@ -176,22 +176,30 @@ def _tma(kind: str, rank: str) -> str:
 }}"""
     at = ", ".join(f"%{i + 3}" for i in dims)
     inputs = "".join(f', "r"(c{i})' for i in dims)
-    many = kind == "multicast"
-    mask = (".multicast::cluster", f", %{len(dims) + 3}", ', "h"(mask)') if many else ("", "", "")
+    count = len(dims) + 3
+    mode = tap = ""
+    if kind.startswith("im2col"):
+        taps = range(len(dims) - 2)
+        mode, tap = ".im2col", f", {{{', '.join(f'%{count + i}' for i in taps)}}}"
+        inputs += "".join(f', "h"(t{i})' for i in taps)
+        ints += "".join(f", unsigned short t{i}" for i in taps)
+        count += len(taps)
+    many = kind.endswith("multicast")
+    mask = (".multicast::cluster", f", %{count}", ', "h"(mask)') if many else ("", "", "")
     parameter = ", unsigned short mask" if many else ""
     return f"""\
 {_INLINE} void tma_{kind}_{rank}d(
     unsigned int target, const TensorMap& map, unsigned int barrier{ints}{parameter}) {{
   asm volatile(
-      "cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes{mask[0]}"
-      " [%0], [%1, {{{at}}}], [%2]{mask[1]};"
+      "cp.async.bulk.tensor.{rank}d.shared::cluster.global{mode}.mbarrier::complete_tx::bytes"
+      "{mask[0]} [%0], [%1, {{{at}}}], [%2]{tap}{mask[1]};"
       :: "r"(target), "l"(&map), "r"(barrier){inputs}{mask[2]} : "memory");
 }}"""
 
 
 _FAMILIES: tuple[tuple[re.Pattern[str], Callable[..., str]], ...] = (
     (re.compile(r"wgmma_n(\d+)_(\w+?)_(k|mn)_(k|mn)"), _wgmma),
-    (re.compile(r"tma_(load|multicast|store)_(\d)d"), _tma),
+    (re.compile(r"tma_((?:im2col_)?(?:load|multicast)|store)_(\d)d"), _tma),
 )
 NAMES = frozenset(_FIXED)
 

@@ -2,8 +2,10 @@
 what shape.
 
 The epilogue, everything that is fused behind the product, is computed on the accumulators. A
-convolution in NCHW is the product of its weights and the windows of the image: those of a pointwise
-one are a matrix in memory, the others are gathered by warpgroups beside those that multiply.
+convolution in NHWC is the product of the windows of its images, which TMA finds by itself, and its
+weights, packed as [output channel, tap, channel]. One in NCHW is the product of its weights and the
+windows: those of a pointwise one are a matrix in memory, the others are gathered by warpgroups
+beside those that multiply.
 """
 
 from __future__ import annotations
@@ -28,18 +30,19 @@ from ...tir.lower_gpu import lower_gpu
 from ...tir.nodes import Alloc, Buffer, PrimFunc, Store
 from ...tir.passes.visit import seq
 from ...tir.schedule import create_schedule
+from ...tir.tile.layout import Major
 from ...types import TensorType
 from ..common import Kernel
 from ..to_te import to_te
 from .bind import bind_unbound
 from .elementwise import schedule_elementwise
-from .hopper_operands import Epilogue, Gathered, HopperTile, Operands
+from .hopper_operands import Epilogue, Gathered, HopperTile, Operands, Windows
 from .hopper_program import gemm_program
 from .hopper_tiles import BLOCKS, CLOCK, choose_hopper_tile, estimated_seconds
 from .split_k import choose_slices
 
 _ARCH = "sm_90a"
-_MIN_ROWS = 64  # of one wgmma
+_MIN_ROWS = 33  # more than half of one wgmma
 _MANY_PIXELS = 1024  # of an image: tiles of columns fit without much waste
 _DTYPES = (DType.FLOAT16, DType.BFLOAT16)
 
@@ -48,8 +51,9 @@ def build_hopper_product(function: Function, target: Target, name: str) -> PrimF
     """The kernel of a function around one nn.matmul or nn.conv2d as a tile program.
 
     None where this recipe does not apply: another machine, operands of other dtypes or that are
-    computed in the kernel, fewer than 64 rows (of a convolution: channels), rows that are not
-    multiples of 16 bytes (which TMA needs), groups, or an epilogue that reduces or moves elements.
+    computed in the kernel, fewer than 33 rows (pixels in NHWC, channels in NCHW), rows that are
+    not multiples of 16 bytes (which TMA needs), groups, or an epilogue that reduces or moves
+    elements.
     """
     if target.arch != _ARCH or not isinstance(function.ret_type, TensorType):
         return None
@@ -69,7 +73,7 @@ def _tile(operands: Operands, epilogue: Epilogue) -> HopperTile:
     itemsize = epilogue.out.dtype.itemsize
     staged = not epilogue.scattered and operands.n * itemsize % 16 == 0 and itemsize > 1
     sizes = operands.batch * operands.slices, operands.m, operands.n
-    k = math.ceil(operands.k / operands.slices)
+    k = math.ceil(operands.length / operands.slices)
     return choose_hopper_tile(*sizes, k, itemsize, staged, isinstance(operands.b, Gathered))
 
 
@@ -81,7 +85,7 @@ def _slices(operands: Operands, epilogue: Epilogue) -> int:
         tile = choose_hopper_tile(batch, m, n, k, 4, True, gathers)
         return estimated_seconds(tile, batch, m, n, k, 4, gathers) * CLOCK
 
-    return choose_slices((operands.batch, operands.m, operands.n, operands.k), cycles)
+    return choose_slices((operands.batch, operands.m, operands.n, operands.length), cycles)
 
 
 def _in_slices(
@@ -94,8 +98,8 @@ def _in_slices(
     total = lower_gpu(bind_unbound(schedule_elementwise(kernel).schedule.func))
     *params, space, out = total.params
     a, b = (next(p for p in params if p.name == t.name) for t in product.operands or ())
-    source = b if product.gather is None else product.gathered(b)
-    operands = replace(operands, a=a, b=source, slices=slices)
+    a, b = product.sources(a, b)
+    operands = replace(operands, a=a, b=b, slices=slices)
     result, i, j, acc = Var("result"), Var("i"), Var("j"), Var("acc", DType.FLOAT32)
     indices = (result // slices, result % slices, i, j)
     epilogue = Epilogue(space, indices, acc, result, i, j, acc)
@@ -119,6 +123,8 @@ class _Product:
         self.a_batches = self.b_batches = True
         self.images = 0  # whose pixels are the columns, one image after the other; 0: no merging
         self.gather: Callable[[Buffer, Expr, Expr, Expr], Expr] | None = None
+        self.windows: Callable[[Buffer], Windows] | None = None
+        self.b_major = Major.MN
 
     def find(self) -> tuple[Operands, Epilogue, tuple[Buffer, ...]] | None:
         products = [
@@ -153,13 +159,17 @@ class _Product:
         inputs, outputs = to_te(self.function, self.computes)
         return inputs, outputs, partial
 
-    def gathered(self, x: Buffer) -> Gathered:
+    def sources(self, a: Buffer, b: Buffer) -> tuple[Buffer | Windows, Buffer | Gathered]:
+        """The operands that these buffers hold."""
+        left = a if self.windows is None else self.windows(a)
+        return left, b if self.gather is None else self._gathered(self.gather, b)
+
+    def _gathered(self, gather: Callable[[Buffer, Expr, Expr, Expr], Expr], x: Buffer) -> Gathered:
         """The windows of the image `x`."""
-        assert self.gather is not None
         n = self.sizes[2]
         b, k, j = Var("b"), Var("k"), Var("j")
         image = (j // (n // self.images), j % (n // self.images)) if self.images else (b, j)
-        return Gathered(self.gather(x, k, *image), b, k, j)
+        return Gathered(gather(x, k, *image), b, k, j)
 
     def _takes(self, args: Sequence[Tensor], m: int, k: int) -> bool:
         inputs = all(isinstance(t.op, PlaceholderOp) for t in args)
@@ -186,15 +196,18 @@ class _Product:
     def expand_conv2d(
         self, attrs: Any, args: Sequence[Tensor], out: TensorType
     ) -> list[Tensor] | None:
-        """W[channels, window] times the windows of each image, or of all images side by side."""
+        """W[channels, window] times the windows of each image, or of all images side by side; in
+        NHWC, the windows of all images times W[window, channels]."""
         x, w = args
+        if attrs.data_layout == "NHWC":
+            return self._channels_last(attrs, x, w, out)
         images, m, height, width = out.static_shape
         o, *window = (as_int(d) for d in w.shape)
         pixels, k = height * width, math.prod(window)
         plain = attrs.data_layout == "NCHW" and attrs.kernel_layout == "OIHW" and attrs.groups == 1
         if not plain or not self._takes(args, o, k) or images * pixels == 0:
             return None
-        pointwise = (*window[1:], *attrs.strides) == (1, 1, 1, 1) and not any(attrs.padding)
+        pointwise = is_pointwise(replace(attrs, kernel_size=tuple(window[1:])))
         self.operands, self.a_batches = (w, x), images == 1
         if pointwise and pixels % 8 == 0:
             self.sizes = (images, m, pixels, k)
@@ -205,6 +218,26 @@ class _Product:
         else:
             self.images, self.a_batches = images, True
             self.sizes = (1, m, images * pixels, k)
+        return self._read(out)
+
+    def _channels_last(
+        self, attrs: Any, x: Tensor, w: Tensor, out: TensorType
+    ) -> list[Tensor] | None:
+        images, height, width, o = out.static_shape
+        if not takes_channels_last(attrs, x.dtype, as_int(x.shape[3]), o):
+            return None
+        taps, m = math.prod(attrs.kernel_size), images * height * width
+        if attrs.kernel_layout != "packed" or attrs.tile[2] != 1:
+            return None
+        self.sizes, self.b_major = (1, m, o, taps * as_int(x.shape[3])), Major.K
+        if not self._takes((x, w), m, self.sizes[3]):
+            return None
+        self.operands = (x, w)
+        if not is_pointwise(attrs):
+            self.windows = lambda image: Windows(
+                image, (height, width), attrs.kernel_size, attrs.strides, attrs.dilation,
+                attrs.padding,
+            )  # fmt: skip
         return self._read(out)
 
     def _read(self, out: TensorType) -> list[Tensor]:
@@ -263,12 +296,32 @@ class _Product:
             return None
         by_name = {p.name: p for p in params}
         a_buffer, b_buffer = (by_name[t.name] for t in self.operands)
-        source = b_buffer if self.gather is None else self.gathered(b_buffer)
         operands = Operands(
-            a_buffer, source, batch, m, n, k, a_batches=self.a_batches, b_batches=self.b_batches
-        )
+            *self.sources(a_buffer, b_buffer), batch, m, n, k, self.b_major, self.a_batches,
+            self.b_batches,
+        )  # fmt: skip
         epilogue = Epilogue(result, tuple(place), value, b, i, j, acc, bool(self.images))
         return operands, epilogue, (*params, result)
+
+
+def takes_channels_last(attrs: Any, dtype: DType, channels: int, outputs: int) -> bool:
+    """Whether a convolution in NHWC is within the reach of TMA: no groups, rows of whole 16 bytes,
+    and windows, strides and padding that fit a tensor map (PTX ISA, "im2col mode")."""
+    top, left, bottom, right = attrs.padding
+    reach = ((k - 1) * d for k, d in zip(attrs.kernel_size, attrs.dilation, strict=True))
+    corners = (top, left, *(r - p for r, p in zip(reach, (bottom, right), strict=True)))
+    return (
+        dtype in _DTYPES
+        and attrs.groups == 1
+        and channels % 8 == outputs % 8 == 0
+        and max(attrs.strides) <= 8
+        and all(-128 < c <= 128 for c in corners)
+    )
+
+
+def is_pointwise(attrs: Any) -> bool:
+    """Whether the windows of a convolution in NHWC are the image as it lies in memory."""
+    return (*attrs.kernel_size, *attrs.strides) == (1, 1, 1, 1) and not any(attrs.padding)
 
 
 def _window(

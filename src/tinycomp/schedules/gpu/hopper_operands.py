@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from ...dtype import DType
 from ...ir.expr import Expr, Var
 from ...tir.nodes import Buffer
-from ...tir.tile.layout import Major
+from ...tir.tile.layout import ROW_BYTES, Major
+from ...tir.tile.nodes import Im2col
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +51,56 @@ class Gathered:
 
 
 @dataclass(frozen=True, slots=True)
+class Windows:
+    """The operand A of a convolution of images in NHWC: row i is the window of output pixel i, a
+    sum over its taps and then its channels.
+
+    Attributes:
+        image: [n, h, w, c].
+        size: height and width of the output.
+        kernel, strides, dilation: down and across.
+        padding: top, left, bottom, right.
+    """
+
+    image: Buffer
+    size: tuple[int, int]
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, int, int, int]
+
+    @property
+    def walk(self) -> Im2col:
+        """How TMA walks the image."""
+        top, left, bottom, right = self.padding
+        down, across = ((k - 1) * d for k, d in zip(self.kernel, self.dilation, strict=True))
+        upper = (right - across, bottom - down)
+        return Im2col((-left, -top), upper, (self.strides[1], self.strides[0]))
+
+    def pixel(self, row: Expr) -> tuple[Expr, Expr, Expr]:
+        """Where the window of a row begins: across, down, image."""
+        height, width = self.size
+        across = row % width * self.strides[1] - self.padding[1]
+        down = row // width % height * self.strides[0] - self.padding[0]
+        return across, down, row // (height * width)
+
+    def tap(self, number: Expr) -> tuple[Expr, Expr]:
+        """Where tap `number` lies in a window: across, down."""
+        width = self.kernel[1]
+        return number % width * self.dilation[1], number // width * self.dilation[0]
+
+
+@dataclass(frozen=True, slots=True)
 class Operands:
-    """The matrix A[b, m, k], and B: a matrix [b, k, n], or [b, n, k] if it is K-major, or computed.
+    """The matrix A[b, m, k], or windows of images, and B: a matrix [b, k, n], or [b, n, k] if it is
+    K-major, or computed.
 
     Attributes:
         a_batches, b_batches: whether they have the batch, or one matrix serves all.
         slices: of the sum; slice s of batch b is result b * slices + s.
     """
 
-    a: Buffer
+    a: Buffer | Windows
     b: Buffer | Gathered
     batch: int
     m: int
@@ -66,6 +110,21 @@ class Operands:
     a_batches: bool = True
     b_batches: bool = True
     slices: int = 1
+
+    @property
+    def dtype(self) -> DType:
+        return (self.a.image if isinstance(self.a, Windows) else self.a).dtype
+
+    @property
+    def taps(self) -> int:
+        """Parts of the sum that begin at a step of their own."""
+        return math.prod(self.a.kernel) if isinstance(self.a, Windows) else 1
+
+    @property
+    def length(self) -> int:
+        """Of the sum, with every tap in whole steps of the ring."""
+        step = ROW_BYTES // self.dtype.itemsize
+        return self.taps * math.ceil(self.k // self.taps / step) * step
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ cluster have neighbouring rows and share the columns, so each copies a part of B
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 from ...dtype import DType
@@ -26,7 +25,6 @@ from ...tir.tile.layout import (
     ROW_BYTES,
     Major,
     MatrixDescriptor,
-    Swizzle,
     WgmmaShape,
 )
 from ...tir.tile.nodes import (
@@ -46,10 +44,8 @@ from ...tir.tile.nodes import (
     Operand,
     Role,
     SharedTile,
-    TensorMap,
     ThreadCode,
     TileProgram,
-    TmaLoad,
     Wait,
     WaitStores,
     Wgmma,
@@ -57,10 +53,10 @@ from ...tir.tile.nodes import (
     WgmmaFence,
     WgmmaWait,
 )
+from .hopper_copies import Copies, Step, matrix_map
 from .hopper_epilogue import PAIRS, ROWS, SLOTS, Writer
 from .hopper_operands import Epilogue, Gathered, HopperTile, Operands
 
-_SWIZZLE = Swizzle(ROW_BYTES)
 _ROLLED = {"unroll": 1}
 
 
@@ -80,9 +76,7 @@ class _Gemm:
         self, name: str, operands: Operands, epilogue: Epilogue, tile: HopperTile, blocks: int
     ) -> None:
         self.name, self.operands, self.epilogue, self.tile = name, operands, epilogue, tile
-        dtype = operands.a.dtype
-        self.step = ROW_BYTES // dtype.itemsize  # of k
-        self.steps = math.ceil(operands.k / self.step / operands.slices)  # of a slice
+        dtype = operands.dtype
         self.results = operands.batch * operands.slices
         self.shape = WgmmaShape(tile.columns, dtype, _accumulation(dtype))
         sharing = 1 if tile.alternate else tile.consumers  # of the rows
@@ -92,40 +86,28 @@ class _Gemm:
         self.tiles = self.results * self.row_tiles * self.column_tiles
         self.clusters = min(self.tiles, max(1, blocks // tile.cluster))
         self.block, self.rank = Var("block"), Var("rank")
+        self.copies = Copies(operands, tile, self.rank)
+        self.step, self.steps = self.copies.step, self.copies.steps  # of the sum
         self.gathers = isinstance(operands.b, Gathered)
         self.b_major = Major.MN if self.gathers else operands.b_major
         self.full = Barrier("full", 1 + tile.gatherers * self.gathers, tile.depth)
         self.empty = Barrier("empty", sharing * tile.cluster, tile.depth)
         self.turn = Barrier("turn", 1, 1)
-        self._maps()
         self._shared()
 
-    def _maps(self) -> None:
-        o, tile = self.operands, self.tile
-        self.a_map = _map("a", o.a, (o.k, o.m), o.batch * o.a_batches, (self.step, tile.rows))
-        self.b_maps: tuple[TensorMap, ...] = ()
-        if isinstance(o.b, Gathered):
-            pass
-        elif self.b_major is Major.K:
-            box = (self.step, tile.columns // tile.cluster)
-            self.b_maps = (_map("b", o.b, (o.k, o.n), o.batch * o.b_batches, box),)
-        else:
-            box = (self.step, self.step // tile.cluster)  # 128 bytes of columns
-            self.b_maps = (_map("b", o.b, (o.n, o.k), o.batch * o.b_batches, box),)
-        out = self.epilogue.out
-        self.width = ROW_BYTES // out.dtype.itemsize  # columns of a stored box
-        self.out_map = _map("out", out, (o.n, o.m), self.results, (self.width, ROWS))
-
     def _shared(self) -> None:
-        tile, dtype = self.tile, self.operands.a.dtype
+        tile, dtype, o = self.tile, self.operands.dtype, self.operands
         self.a_tile = _shared_tile("a_tile", dtype, tile.rows * ROW_BYTES, tile.depth)
         self.b_tile = _shared_tile("b_tile", dtype, tile.columns * ROW_BYTES, tile.depth)
-        out = self.epilogue.out.dtype
-        self.out_tile = _shared_tile("out_tile", out, ROWS * ROW_BYTES, tile.consumers * SLOTS)
+        out = self.epilogue.out
+        self.width = ROW_BYTES // out.dtype.itemsize  # columns of a stored box
+        self.out_map = matrix_map("out", out, (o.n, o.m), self.results, (self.width, ROWS))
+        boxes = tile.consumers * SLOTS
+        self.out_tile = _shared_tile("out_tile", out.dtype, ROWS * ROW_BYTES, boxes)
 
     def program(self) -> TileProgram:
         staged = self.tile.staged
-        maps = (self.a_map, *self.b_maps) + ((self.out_map,) if staged else ())
+        maps = self.copies.maps + ((self.out_map,) if staged else ())
         tiles = (self.a_tile, self.b_tile) + ((self.out_tile,) if staged else ())
         finish = (ClusterSync(),) if self.tile.cluster > 1 else ()
         return TileProgram(
@@ -173,14 +155,9 @@ class _Gemm:
         nbytes = self.a_tile.nbytes + self.b_tile.nbytes
         body: list[Stmt] = [Wait(self.empty, write, before=True)]
         body.append(ExpectBytes(self.full, write, nbytes))
-        source, at_k = self._source(batch, k)
-        at = (at_k, row, *([source] if o.batch * o.a_batches > 1 else []))
-        body.append(TmaLoad(self.a_map, at, self.a_tile, const(0), write, self.full))
-        for coordinates, offset in self._b_boxes(column, at_k):
-            at = (*coordinates, *([source] if o.batch * o.b_batches > 1 else []))
-            body.append(
-                TmaLoad(self.b_maps[0], at, self.b_tile, offset, write, self.full, tile.cluster > 1)
-            )
+        step = self.copies.place(batch, k)
+        body.append(self.copies.load_a(step, row, self.a_tile, write, self.full))
+        body += self.copies.load_b(step, column, self.b_tile, write, self.full)
         body.append(Advance(write))
         loop = For(k, const(0), const(self.steps), Seq(tuple(body)), annotations=_ROLLED)
         return Role(
@@ -188,33 +165,17 @@ class _Gemm:
             self._walk(loop, batch, row, column), self._registers()[0], True, (write,),
         )  # fmt: skip
 
-    def _source(self, result: Var, k: Var) -> tuple[Expr, Expr]:
-        """The batch of a result, and the element of the sum where step `k` of its slice begins."""
-        slices = self.operands.slices
-        return result // slices, (result % slices * self.steps + k) * self.step
-
-    def _b_boxes(self, column: Expr, k: Expr) -> Iterator[tuple[tuple[Expr, Expr], Expr]]:
-        """Coordinates and offsets of what this block copies of B."""
-        part = self.b_maps[0].box[1]  # each block of the cluster has its part
-        if self.b_major is Major.K:
-            yield (k, column + self.rank * part), self.rank * (part * ROW_BYTES)
-            return
-        for group in range(self.tile.columns // self.step):
-            offset = self.rank * (part * ROW_BYTES) + group * self.step * ROW_BYTES
-            yield (column + group * self.step, k + self.rank * part), offset
-
     def _gatherer(self, b: Gathered, write: Cursor) -> Role:
         """Warpgroups that compute B; one thread of the first copies A."""
-        tile, o = self.tile, self.operands
+        tile = self.tile
         warpgroup, thread, stage = Var("warpgroup"), Var("thread"), Var("stage")
         batch, row, column, k = Var("batch"), Var("row"), Var("column"), Var("k")
-        source, at_k = self._source(batch, k)
-        at = (at_k, row, *([source] if o.batch * o.a_batches > 1 else []))
+        step = self.copies.place(batch, k)
         copy = Seq((
             ExpectBytes(self.full, write, self.a_tile.nbytes),
-            TmaLoad(self.a_map, at, self.a_tile, const(0), write, self.full),
+            self.copies.load_a(step, row, self.a_tile, write, self.full),
         ))  # fmt: skip
-        code = self._gather(b, source, at_k, column, warpgroup * 128 + thread, stage)
+        code = self._gather(b, step, column, warpgroup * 128 + thread, stage)
         body = Seq((
             Wait(self.empty, write, before=True), If(warpgroup.equal(0), copy),
             LetStage(stage, write), ThreadCode(code), FenceProxy(),
@@ -227,16 +188,15 @@ class _Gemm:
             self._walk(loop, batch, row, column), self._registers()[0], False, (write,),
         )  # fmt: skip
 
-    def _gather(
-        self, b: Gathered, batch: Expr, k: Expr, column: Var, thread: Expr, stage: Var
-    ) -> Stmt:
+    def _gather(self, b: Gathered, step: Step, column: Var, thread: Expr, stage: Var) -> Stmt:
         """Each thread has two neighbouring columns of every few steps of k."""
         tile, o = self.tile, self.operands
         pairs, threads = tile.columns // 2, tile.gatherers * 128
         together = threads // pairs  # steps of k at a time
         i, lane = Var("i"), Var("lane")
         in_k, in_column = i * together + thread // pairs, thread % pairs * 2
-        known = {b.batch: batch, b.k: k + in_k, b.column: column + in_column + lane}
+        at_k = step.element + in_k
+        known = {b.batch: step.batch, b.k: at_k, b.column: column + in_column + lane}
         value = substitute(b.value, known)
         inside = [known[b.k] < o.k] * (o.k != o.slices * self.steps * self.step)
         inside += [known[b.column] < o.n] * bool(o.n % tile.columns)
@@ -330,7 +290,7 @@ class _Gemm:
     def _multiply(self, acc: Accumulator, read: Cursor, part: Expr, accumulate: bool) -> list[Stmt]:
         """One stage: all of its steps of k for the warpgroup's tiles, from tile `part` of A."""
         out: list[Stmt] = [Wait(self.full, read), WgmmaFence()]
-        k_bytes = self.shape.k * self.operands.a.dtype.itemsize
+        k_bytes = self.shape.k * self.operands.dtype.itemsize
         a_layout = MatrixDescriptor(Major.K, 16, 8 * ROW_BYTES)
         major = self.b_major
         b_layout = a_layout
@@ -348,18 +308,6 @@ class _Gemm:
 
 def _accumulation(dtype: DType) -> DType:
     return DType.INT32 if dtype is DType.INT8 else DType.FLOAT32
-
-
-def _map(
-    name: str, buffer: Buffer, dims: tuple[int, int], batch: int, box: tuple[int, int]
-) -> TensorMap:
-    """A matrix, or `batch` of them one after the other; `dims` and `box` innermost first."""
-    itemsize = buffer.dtype.itemsize
-    row = dims[0] * itemsize
-    if batch > 1:
-        dims, strides, box = (*dims, batch), (row, row * dims[1]), (*box, 1)  # type: ignore[assignment]
-        return TensorMap(name, buffer, dims, strides, box, _SWIZZLE)
-    return TensorMap(name, buffer, dims, (row,), box, _SWIZZLE)
 
 
 def _shared_tile(name: str, dtype: DType, nbytes: int, stages: int) -> SharedTile:

@@ -379,7 +379,7 @@ class Agent:
 
     def tma_load(self, stmt: op.TmaLoad) -> None:
         stage, _ = self.position(stmt.cursor)
-        corner = [self.value(c) for c in stmt.coordinates]
+        corner, tap = ([self.value(c) for c in place] for place in (stmt.coordinates, stmt.tap))
         offset, nbytes = self.value(stmt.offset), stmt.map.box_bytes
         what = f"the copy of {stmt.map.name}{corner} by {self.name}"
         source = self.machine.outputs[stmt.map.buffer].array
@@ -398,7 +398,7 @@ class Agent:
             done = Clock(begin)
             done[component] = 1
             self.machine.start_copy(
-                landing(block, barrier, stmt.map, source, corner, start, done, what)
+                landing(block, barrier, stmt.map, source, corner, tap, start, done, what)
             )
 
     def tma_store(self, stmt: op.TmaStore) -> None:

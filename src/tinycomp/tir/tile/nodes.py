@@ -20,7 +20,7 @@ from .layout import MatrixDescriptor, Swizzle, WgmmaShape
 
 __all__ = [
     "Accumulator", "Advance", "Arrive", "Barrier", "ClusterSync", "CommitStores", "Cursor",
-    "ExpectBytes", "FenceBarrierInit", "FenceProxy", "InitBarriers", "Let", "LetStage",
+    "ExpectBytes", "FenceBarrierInit", "FenceProxy", "Im2col", "InitBarriers", "Let", "LetStage",
     "NamedBarrier", "Operand", "Role", "SharedTile", "TensorMap", "ThreadCode", "TileProgram",
     "TmaLoad", "TmaStore", "Wait", "WaitStores", "Wgmma", "WgmmaCommit", "WgmmaFence", "WgmmaWait",
 ]  # fmt: skip
@@ -29,15 +29,46 @@ WARPGROUP = 128
 """Threads that issue wgmma together."""
 
 
+@dataclass(frozen=True, slots=True)
+class Im2col:
+    """How a copy walks the pixels of images [N, H, W, C] (PTX ISA, "im2col mode").
+
+    Pixels are those where windows may begin, from left to right, row after row, image after image;
+    offsets then say which tap of each window is meant. All pairs are (W, H).
+
+    Attributes:
+        lower: where the first window begins: minus the padding before the image.
+        upper: how far behind the image's last pixel the last window may begin: the padding after
+            the image less the reach of a window.
+        strides: from one window to the next.
+    """
+
+    lower: tuple[int, int]
+    upper: tuple[int, int]
+    strides: tuple[int, int]
+
+    def counts(self, dims: tuple[int, ...]) -> tuple[int, int]:
+        """How many windows there are in a row, and rows of them, for extents (C, W, H, N).
+
+        >>> Im2col((-1, -1), (-1, -1), (2, 2)).counts((64, 56, 57, 8))  # 3 x 3, padded by 1
+        (28, 29)
+        """
+        sizes = zip(dims[1:3], self.lower, self.upper, self.strides, strict=True)
+        across, down = (-(-(d + high - low) // stride) for d, low, high, stride in sizes)
+        return across, down
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorMap:
-    """A tensor in global memory as TMA sees it: what cuTensorMapEncodeTiled takes.
+    """A tensor in global memory as TMA sees it: what cuTensorMapEncodeTiled takes, or, with
+    `im2col`, cuTensorMapEncodeIm2col.
 
     Attributes:
         buffer: a parameter of the function.
         dims: extents, innermost first.
         strides: bytes between elements of dims[1:], multiples of 16.
         box: extents of what one copy moves; outside of `dims` copies read 0 and write nothing.
+            With `im2col` these are channels and pixels.
     """
 
     name: str
@@ -46,6 +77,7 @@ class TensorMap:
     strides: tuple[int, ...]
     box: tuple[int, ...]
     swizzle: Swizzle
+    im2col: Im2col | None = None
 
     @property
     def box_bytes(self) -> int:
@@ -251,9 +283,12 @@ class Advance(TileOp):
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class TmaLoad(TileOp):
     """Copy the box at `coordinates` (innermost first) to `offset` in a stage of a tile, and count
-    its bytes on the barrier of that stage; with `multicast`, in every block of the cluster."""
+    its bytes on the barrier of that stage; with `multicast`, in every block of the cluster.
 
-    CHILDREN = ("coordinates", "offset")
+    `tap` is where in its windows a copy of pixels reads, (W, H) from where they begin.
+    """
+
+    CHILDREN = ("coordinates", "offset", "tap")
     map: TensorMap
     coordinates: tuple[Expr, ...]
     tile: SharedTile
@@ -261,6 +296,7 @@ class TmaLoad(TileOp):
     cursor: Cursor
     barrier: Barrier
     multicast: bool = False
+    tap: tuple[Expr, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

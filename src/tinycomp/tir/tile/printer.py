@@ -92,7 +92,9 @@ def _at(barrier: op.Barrier, cursor: op.Cursor) -> str:
 
 
 def _box(stmt: op.TmaLoad | op.TmaStore) -> str:
-    return f"{stmt.map.name}[{', '.join(str(c) for c in reversed(stmt.coordinates))}]"
+    place = f"{stmt.map.name}[{', '.join(str(c) for c in reversed(stmt.coordinates))}]"
+    tap = stmt.tap if isinstance(stmt, op.TmaLoad) else ()
+    return place + (f" at tap [{', '.join(str(t) for t in reversed(tap))}]" if tap else "")
 
 
 def _name(stmt: Stmt) -> str:

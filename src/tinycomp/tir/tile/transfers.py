@@ -24,8 +24,12 @@ def check_place(stmt: Any, what: str, start: int, offset: int, nbytes: int) -> N
         raise TileError(f"{what} begins at {start}, which is not aligned to 1024 bytes")
 
 
-def _box(map: op.TensorMap, corner: Sequence[int]) -> tuple[list[np.ndarray], np.ndarray]:
+def _box(
+    map: op.TensorMap, corner: Sequence[int], tap: Sequence[int] = ()
+) -> tuple[list[np.ndarray], np.ndarray]:
     """Indices of the elements of a box, outermost first, and which of them exist."""
+    if map.im2col is not None:
+        return _pixels(map, map.im2col, corner, tap)
     axes = [c + np.arange(n) for c, n in zip(corner, map.box, strict=True)]
     grid = list(np.meshgrid(*reversed(axes), indexing="ij"))
     inside: np.ndarray = np.ones(grid[0].shape, np.bool_)
@@ -34,10 +38,40 @@ def _box(map: op.TensorMap, corner: Sequence[int]) -> tuple[list[np.ndarray], np
     return grid, inside
 
 
+def _pixels(
+    map: op.TensorMap, walk: op.Im2col, corner: Sequence[int], tap: Sequence[int]
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """`_box` for the taps of windows, which begin with that at `corner`."""
+    channel, *first, image = corner
+    counts = walk.counts(map.dims)
+    number, after = image, []
+    for start, low, stride, count in zip(first, walk.lower, walk.strides, counts, strict=True):
+        place, off = divmod(start - low, stride)
+        if off or not 0 <= place < count:
+            raise TileError(f"no window of {map.name} begins at {tuple(first)}")
+        after.append(place)
+    number = (number * counts[1] + after[1]) * counts[0] + after[0] + np.arange(map.box[1])
+    across, down = number % counts[0], number // counts[0] % counts[1]
+    w, h = (
+        low + place * stride + more
+        for low, place, stride, more in zip(
+            walk.lower, (across, down), walk.strides, tap, strict=True
+        )
+    )
+    index = [channel + np.arange(map.box[0]), w, h, number // (counts[0] * counts[1])]
+    shape = (map.box[1], map.box[0])
+    grid = [np.broadcast_to(index[0], shape)]
+    grid += [np.broadcast_to(i[:, None], shape) for i in index[1:]]
+    inside: np.ndarray = np.ones(shape, np.bool_)
+    for i, extent in zip(grid, map.dims, strict=True):
+        inside &= (i >= 0) & (i < extent)
+    return grid[::-1], inside
+
+
 def _elements(map: op.TensorMap, grid: list[np.ndarray], inside: np.ndarray) -> np.ndarray:
     """Positions in the tensor's memory, in elements."""
     itemsize = map.buffer.dtype.itemsize
-    position = grid[-1].copy()
+    position = grid[-1].astype(np.int64)
     for index, stride in zip(reversed(grid[:-1]), map.strides, strict=True):
         position += index * (stride // itemsize)
     return np.where(inside, position, 0)
@@ -45,13 +79,13 @@ def _elements(map: op.TensorMap, grid: list[np.ndarray], inside: np.ndarray) -> 
 
 def landing(
     block: Block, barrier: MBarrier, map: op.TensorMap, source: np.ndarray,
-    corner: list[int], start: int, done: Clock, what: str,
+    corner: list[int], tap: list[int], start: int, done: Clock, what: str,
 ) -> Callable[[], None]:  # fmt: skip
     """What happens when a copy arrives: the bytes are there, and the barrier counts them."""
 
     def land() -> None:
         block.in_flight -= 1
-        grid, inside = _box(map, corner)
+        grid, inside = _box(map, corner, tap)
         values = source.reshape(-1)[_elements(map, grid, inside)]
         values[~inside] = np.zeros((), values.dtype)
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)

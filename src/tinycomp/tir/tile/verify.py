@@ -98,6 +98,14 @@ def _check_map(program: op.TileProgram, map: op.TensorMap) -> None:
         f"rows of {inner} bytes of {map.name} with a swizzle of {map.swizzle.span}",
     )  # fmt: skip
     _require(all(0 < d < 1 << 32 for d in map.dims), program, f"extents {map.dims} of {map.name}")
+    walk = map.im2col
+    if walk is not None:
+        corners = (*walk.lower, *walk.upper)
+        _require(
+            len(map.dims) == 4 and all(-128 <= c < 128 for c in corners), program,
+            f"windows of {map.name} between {walk.lower} and {walk.upper}: at most 128 pixels away",
+        )  # fmt: skip
+        _require(all(1 <= s <= 8 for s in walk.strides), program, f"strides of {walk.strides}")
 
 
 def _require(holds: bool, program: op.TileProgram, what: str, hint: str = "") -> None:
