@@ -33,7 +33,7 @@ from ..schedules import build_kernel
 from ..tir.gpu_executor import root_statements, run_launch
 from ..tir.nodes import Alloc, Buffer, PrimFunc, Scope
 from ..tir.tile.nodes import TileProgram
-from .fake_tensor_maps import decode, encode
+from .fake_tensor_maps import decode, encode, encode_im2col
 
 Work = Callable[[], None]
 _UNWRITTEN = 0xFF  # NaN in every float type
@@ -146,7 +146,7 @@ class FakeDriver:
         self._functions[function].shared_allowed = nbytes
 
     def tensor_map(self, spec: TensorMapSpec, address: int) -> ctypes.Array:
-        return encode_tensor_map(spec, address, encode)
+        return encode_tensor_map(spec, address, encode_im2col if spec.lower else encode)
 
     # -- memory --------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Tensor maps of the device made of NumPy: what cuTensorMapEncodeTiled is given, in 128 bytes.
+"""Tensor maps of the device made of NumPy: what cuTensorMapEncode* is given, in 128 bytes.
 
 How a real map is laid out is the driver's business; here it is a struct that `decode` reads back,
 after `encode` has checked the rules of the CUDA driver API ("Tensor Map Object Management").
@@ -16,7 +16,8 @@ from ..dtype import DType
 from ..runtime.cuda.tensor_maps import MAP_BYTES, SWIZZLES, TYPES
 
 _RANK = 5  # at most
-_LAYOUT = struct.Struct(f"<Q4B{_RANK}Q{_RANK - 1}Q{_RANK}I")  # ends before byte MAP_BYTES
+_WALK = 6  # numbers of an im2col map: two corners and steps
+_LAYOUT = struct.Struct(f"<Q4B{_RANK}Q{_RANK - 1}Q{_RANK}I{_WALK}b")  # ends before byte MAP_BYTES
 _MAGIC = 0x7A
 _INVALID = 1  # CUDA_ERROR_INVALID_VALUE
 _ITEMSIZE = {number: DType(name).itemsize for name, number in TYPES.items()}
@@ -33,11 +34,13 @@ class DecodedMap:
     dims: tuple[int, ...]
     strides: tuple[int, ...]
     box: tuple[int, ...]
+    walk: tuple[int, ...] = ()  # lower and upper corner and steps of an im2col map
 
     def describes(self, spec: TensorMapSpec) -> bool:
         """Whether it is the map of a tensor of this kind, wherever that lies."""
-        return (self.type, self.swizzle, self.dims, self.strides, self.box) == (
+        return (self.type, self.swizzle, self.dims, self.strides, self.box, self.walk) == (
             TYPES[spec.dtype], SWIZZLES[spec.swizzle], spec.dims, spec.strides, spec.box,
+            spec.lower + spec.upper + spec.steps,
         )  # fmt: skip
 
 
@@ -55,13 +58,37 @@ def encode(
         tuple(strides)[: rank.value - 1],
         tuple(box),
     )
-    if not 1 <= rank.value <= _RANK or result.value % 64 or interleave or set(steps) != {1}:
+    if not 1 <= rank.value <= _RANK or interleave or set(steps) != {1}:
         return _INVALID
-    if not _is_allowed(found):
+    return _write(result, found)
+
+
+def encode_im2col(
+    result: Any, type_: int, rank: Any, address: Any, dims: Any, strides: Any, lower: Any,
+    upper: Any, channels: Any, pixels: Any, steps: Any, interleave: int, swizzle: int,
+    promotion: int, fill: int,
+) -> int:  # fmt: skip
+    """cuTensorMapEncodeIm2col for images [N, H, W, C]: the status."""
+    del promotion, fill
+    channel_step, *walk, image_step = steps
+    found = DecodedMap(
+        address.value or 0, type_, swizzle, tuple(dims), tuple(strides),
+        (channels.value, pixels.value), (*lower, *upper, *walk),
+    )  # fmt: skip
+    corners = (*lower, *upper)
+    if rank.value != 4 or interleave or (channel_step, image_step) != (1, 1):
+        return _INVALID
+    if not all(-128 <= c < 128 for c in corners) or not all(1 <= s <= 8 for s in walk):
+        return _INVALID
+    return _write(result, found)
+
+
+def _write(result: Any, map: DecodedMap) -> int:
+    if result.value % 64 or not _is_allowed(map):
         return _INVALID
     packed = _LAYOUT.pack(
-        found.address, _MAGIC, rank.value, type_, swizzle, *_filled(found.dims, _RANK),
-        *_filled(found.strides, _RANK - 1), *_filled(found.box, _RANK),
+        map.address, _MAGIC, len(map.dims), map.type, map.swizzle, *_filled(map.dims, _RANK),
+        *_filled(map.strides, _RANK - 1), *_filled(map.box, _RANK), *_filled(map.walk, _WALK),
     )  # fmt: skip
     ctypes.memmove(result, packed.ljust(MAP_BYTES, b"\0"), MAP_BYTES)
     return 0
@@ -72,9 +99,11 @@ def decode(data: bytes) -> DecodedMap | None:
     address, magic, rank, type_, swizzle, *rest = _LAYOUT.unpack(data[: _LAYOUT.size])
     if magic != _MAGIC or len(data) != MAP_BYTES:
         return None
-    dims, strides, box = rest[:_RANK], rest[_RANK : 2 * _RANK - 1], rest[2 * _RANK - 1 :]
+    walk = tuple(rest[-_WALK:]) if any(rest[-_WALK:]) else ()
+    dims, strides, box = rest[:_RANK], rest[_RANK : 2 * _RANK - 1], rest[2 * _RANK - 1 : -_WALK]
+    box = box[: 2 if walk else rank]
     return DecodedMap(
-        address, type_, swizzle, tuple(dims[:rank]), tuple(strides[: rank - 1]), tuple(box[:rank])
+        address, type_, swizzle, tuple(dims[:rank]), tuple(strides[: rank - 1]), tuple(box), walk
     )
 
 

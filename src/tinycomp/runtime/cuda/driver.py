@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from ...codegen.cuda.limits import TensorMapSpec
 from ...diagnostics import ExecutionError, MemoryBudgetError, TinycompError
 from ...target import Target
-from .tensor_maps import encode_tensor_map
+from .tensor_maps import encode_tensor_map, entry_point
 
 DEFAULT_ARCH = "sm_90a"
 """Compiled for where no GPU is present: the H100 and H200, with their own instructions."""
@@ -147,6 +147,16 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuGraphDestroy": (c_void_p,),
     "cuGraphExecDestroy": (c_void_p,),
     "cuTensorMapEncodeTiled": (c_void_p, c_int, c_uint, *(c_void_p,) * 5, *(c_int,) * 4),
+    "cuTensorMapEncodeIm2col": (
+        c_void_p,
+        c_int,
+        c_uint,
+        *(c_void_p,) * 5,
+        c_uint,
+        c_uint,
+        c_void_p,
+        *(c_int,) * 4,
+    ),
 }
 
 
@@ -219,7 +229,7 @@ class CudaDriver:
 
     def tensor_map(self, spec: TensorMapSpec, address: int) -> ctypes.Array:
         """The map of a tensor at `address`, as a kernel argument."""
-        return encode_tensor_map(spec, address, self._function("cuTensorMapEncodeTiled"))
+        return encode_tensor_map(spec, address, self._function(entry_point(spec)))
 
     def launch(
         self, function: int, grid: Grid, block: Grid, shared: int, stream: int,

@@ -1,7 +1,7 @@
 """Tensor maps, which tell the copy engine (TMA) of Hopper how a tensor lies in memory.
 
-The driver makes their 128 bytes (CUDA driver API, cuTensorMapEncodeTiled); a launch passes them by
-value.
+The driver makes their 128 bytes (CUDA driver API, cuTensorMapEncodeTiled, and for the windows of
+images cuTensorMapEncodeIm2col); a launch passes them by value.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MapBytes = ctypes.c_ubyte * MAP_BYTES
 """A tensor map as a kernel argument."""
 
 Encode = Callable[..., int]
-"""cuTensorMapEncodeTiled, or what stands for it; 0 is success."""
+"""The driver's function for a map, see `entry_point`, or what stands for it; 0 is success."""
 
 # enum CUtensorMapDataType, CUtensorMapSwizzle, CUtensorMapL2promotion of cuda.h
 TYPES = {
@@ -30,6 +30,11 @@ TYPES = {
 }  # fmt: skip
 SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
 _PROMOTE_256 = 3  # L2 fetches 256 bytes at a time
+
+
+def entry_point(spec: TensorMapSpec) -> str:
+    """The function of the driver that makes this map."""
+    return "cuTensorMapEncodeIm2col" if spec.lower else "cuTensorMapEncodeTiled"
 
 
 def encode_tensor_map(spec: TensorMapSpec, address: int, encode: Encode) -> ctypes.Array:
@@ -45,8 +50,7 @@ def encode_tensor_map(spec: TensorMapSpec, address: int, encode: Encode) -> ctyp
     status = encode(
         ctypes.c_void_p(ctypes.addressof(result)), TYPES[spec.dtype], ctypes.c_uint32(rank),
         ctypes.c_void_p(address), (ctypes.c_uint64 * rank)(*spec.dims),
-        (ctypes.c_uint64 * max(1, rank - 1))(*spec.strides),
-        (ctypes.c_uint32 * rank)(*spec.box), (ctypes.c_uint32 * rank)(*[1] * rank),
+        (ctypes.c_uint64 * max(1, rank - 1))(*spec.strides), *_extent(spec, rank),
         0, SWIZZLES[spec.swizzle], _PROMOTE_256, 0,
     )  # fmt: skip
     if status:
@@ -56,3 +60,13 @@ def encode_tensor_map(spec: TensorMapSpec, address: int, encode: Encode) -> ctyp
             hint="tensors must begin at multiples of 16 bytes",
         )
     return result
+
+
+def _extent(spec: TensorMapSpec, rank: int) -> tuple[object, ...]:
+    """What one copy moves, and from which elements."""
+    if not spec.lower:
+        return (ctypes.c_uint32 * rank)(*spec.box), (ctypes.c_uint32 * rank)(*[1] * rank)
+    corners = ((ctypes.c_int32 * (rank - 2))(*corner) for corner in (spec.lower, spec.upper))
+    steps = (ctypes.c_uint32 * rank)(1, *spec.steps, 1)
+    channels, pixels = map(ctypes.c_uint32, spec.box)
+    return (*corners, channels, pixels, steps)
