@@ -19,6 +19,7 @@ from . import (
     conv,
     conv_transpose,
     create,
+    cumulative,
     einsum,
     fused_attention,
     index,
@@ -41,6 +42,7 @@ from .onnx_node import OnnxImport
 
 FAMILIES: tuple[ModuleType, ...] = (
     *(unary, binary, reduce, shape, create, index, scatter, layout, control, einsum),
+    *(cumulative,),
     *(quantize, quantized_matmul, matmul_bytes),
     *(matmul, conv, conv_transpose, pool, softmax, norm, activation, rnn, resize),
     *(attention, fused_attention),

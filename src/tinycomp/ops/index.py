@@ -1,4 +1,4 @@
-"""Reading at computed places: `take gather gather_nd reverse_sequence`, and `cumsum`, `topk`.
+"""Reading at computed places: `take gather gather_nd reverse_sequence`, and `topk`.
 
 Indices may be negative once; beyond that they are an error when the model runs.
 """
@@ -37,13 +37,6 @@ class GatherNdAttrs(Attrs):
 class ReverseSequenceAttrs(Attrs):
     seq_axis: int
     batch_axis: int
-
-
-@dataclass(frozen=True)
-class CumsumAttrs(Attrs):
-    axis: int
-    exclusive: bool = False
-    reverse: bool = False
 
 
 @dataclass(frozen=True)
@@ -240,53 +233,6 @@ REVERSE_SEQUENCE = Op(
 )
 
 
-def _infer_cumsum(attrs: CumsumAttrs, types: Any) -> TensorType:
-    (x,) = tensors("cumsum", types, 1)
-    require_dtype("cumsum", 0, x, NUMBERS)
-    normalize_axis("cumsum", attrs.axis, x.rank)
-    return x
-
-
-def _compute_cumsum(attrs: CumsumAttrs, inputs: Any, out: TensorType) -> list[Tensor]:
-    """Each element is its own sum: quadratic, but every element is independent."""
-    (x,) = inputs
-    axis = attrs.axis % x.ndim
-
-    def element(*i: Expr) -> Expr:
-        k = reduce_axis((0, x.shape[axis]), name="k")
-        low, high = (i[axis], k.var) if attrs.reverse else (k.var, i[axis])
-        where = low < high if attrs.exclusive else low <= high
-        return te.sum(x(*i[:axis], k.var, *i[axis + 1 :]), axis=k, where=where)
-
-    return [compute(out.shape, element, name="cumsum")]
-
-
-def _np_cumsum(attrs: CumsumAttrs, arrays: Any) -> np.ndarray:
-    (x,) = arrays
-    x = np.flip(x, attrs.axis) if attrs.reverse else x
-    total = np.cumsum(x, attrs.axis, dtype=x.dtype)
-    if attrs.exclusive:
-        total = np.roll(total, 1, attrs.axis)
-        np.moveaxis(total, attrs.axis, 0)[:1] = 0
-    return np.ascontiguousarray(np.flip(total, attrs.axis) if attrs.reverse else total)
-
-
-CUMSUM = Op(
-    "cumsum",
-    OpPattern.OPAQUE,
-    _infer_cumsum,
-    _compute_cumsum,
-    _np_cumsum,
-    CumsumAttrs,
-    lambda: (
-        Sample((sample_array((3, 5)),), CumsumAttrs(1)),
-        Sample((sample_array((3, 5)),), CumsumAttrs(0, True)),
-        Sample((sample_array((6,), DType.INT64),), CumsumAttrs(0, True, True)),
-    ),
-    doc="Running sums along an axis.",
-)
-
-
 def _infer_topk(attrs: TopkAttrs, types: Any) -> TupleType:
     (x,) = tensors("topk", types, 1)
     require_dtype("topk", 0, x, NUMBERS)
@@ -354,7 +300,7 @@ TOPK = Op(
     doc="The k largest or smallest elements and their indices; equal ones keep their order.",
 )
 
-OPS: tuple[Op, ...] = (TAKE, GATHER, GATHER_ND, REVERSE_SEQUENCE, CUMSUM, TOPK)
+OPS: tuple[Op, ...] = (TAKE, GATHER, GATHER_ND, REVERSE_SEQUENCE, TOPK)
 
 
 def _axis(node: OnnxNode, default: int = 0) -> int:
@@ -412,14 +358,6 @@ def _import_reverse_sequence(node: OnnxNode) -> Atom:
     )  # fmt: skip
 
 
-def _import_cumsum(node: OnnxNode) -> Atom:
-    axis = normalize_axis("CumSum", int(node.scalar(1)), node.type(0).rank)
-    exclusive, reverse = bool(node.attr("exclusive", 0)), bool(node.attr("reverse", 0))
-    return node.builder.call(
-        "cumsum", node.input(0), axis=axis, exclusive=exclusive, reverse=reverse
-    )
-
-
 def _import_topk(node: OnnxNode) -> list[Atom]:
     return node.builder.call_many(
         "topk", node.input(0), k=int(node.scalar(1)), axis=_axis(node, -1),
@@ -432,6 +370,5 @@ ONNX: dict[str, OnnxImport] = {
     "GatherElements": _import_gather_elements,
     "GatherND": _import_gather_nd,
     "ReverseSequence": _import_reverse_sequence,
-    "CumSum": _import_cumsum,
     "TopK": _import_topk,
 }

@@ -6,20 +6,23 @@ lane reductions (pooling, depthwise convolution), rows (softmax, normalisation),
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..extension import NO_EXTENSION, Extension
-from ..ir.expr import Load, variables
+from ..ir.expr import BinaryOp, Load, variables
 from ..ir.node import postorder
 from ..relay.nodes import Call, Function
 from ..relay.op import Op
 from ..target import Target
-from ..te.tensor import ComputeOp
+from ..te.tensor import ComputeOp, ExternOp, topological
 from ..tir.lower import lower
 from ..tir.lower_gpu import lower_gpu
 from ..tir.nodes import PrimFunc
 from ..tir.schedule import Schedule, create_schedule
 from ..tir.verify import verify
 from .collapse import collapse_dims
-from .common import Kernel
+from .common import Kernel, inline_injective
+from .cumulative import expand_cumulative
 from .elementwise import schedule_elementwise
 from .gpu import build_gpu_kernel
 from .gpu.bind import bind_unbound
@@ -27,10 +30,19 @@ from .matmul import schedule_matmul
 from .matmul_bytes import byte_dot, schedule_matmul_bytes
 from .reduction import schedule_lane_reduction
 from .rows import schedule_rows
-from .to_te import to_te
+from .to_te import Compute, to_te
 from .window import schedule_conv
 
 __all__ = ["build_kernel", "default_schedule"]
+
+
+def expansions(target: Target) -> dict[str, Compute]:
+    """Expansions of operators that CPU schedules use instead of `Op.compute`: hand-written loops
+    where an element of the result is not best computed on its own."""
+    return {
+        "cumsum": partial(expand_cumulative, BinaryOp.ADD, target),
+        "cumprod": partial(expand_cumulative, BinaryOp.MUL, target),
+    }
 
 
 def build_kernel(
@@ -56,7 +68,7 @@ def default_schedule(
     own = _hooked_schedule(function, target, name, extension)
     if own is not None:
         return own
-    inputs, outputs = to_te(collapse_dims(function))
+    inputs, outputs = to_te(collapse_dims(function), expansions(target))
     schedule = create_schedule(outputs, inputs, name)
     kernel = Kernel(schedule, outputs, target)
     tags = {op.tag: op for op in kernel.stages if op.tag}
@@ -67,6 +79,8 @@ def default_schedule(
         schedule_matmul_bytes(kernel, tags["matmul_bytes"], instruction)
     elif "conv2d_nhwc" in tags:
         schedule_conv(kernel, tags["conv2d_nhwc"])
+    elif any(isinstance(op, ExternOp) for op in topological(outputs)):
+        inline_injective(kernel)  # hand-written loops are on threads already
     elif not reductions:
         schedule_elementwise(kernel)
     elif function.attrs.get("stitched") or (len(reductions) > 1 and len(outputs) == 1):

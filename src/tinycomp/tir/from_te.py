@@ -65,7 +65,7 @@ def create_func(
         while isinstance(nest, Alloc):  # scratch memory of an extern
             scratch.append(nest.buffer)
             nest = nest.body
-        nests.append(nest)
+        nests.extend(nest.stmts if isinstance(nest, Seq) else [nest])
         span |= getattr(op, "span", NO_SPAN)
     params = tuple(buffers[t] for t in (*inputs, *outputs))
     intermediate = (b for b in dict.fromkeys(buffers.values()) if b not in params)

@@ -18,7 +18,8 @@ from typing import Any
 from tinycomp.codegen.cuda.emit import emit_cuda
 from tinycomp.codegen.cuda.nvrtc import Cubin, compile_cuda
 from tinycomp.ops.conv import Conv2dAttrs
-from tinycomp.ops.index import AxisAttrs, CumsumAttrs, TopkAttrs
+from tinycomp.ops.cumulative import CumulativeAttrs
+from tinycomp.ops.index import AxisAttrs, TopkAttrs
 from tinycomp.ops.matmul import MatmulAttrs
 from tinycomp.ops.norm import LayerNormAttrs
 from tinycomp.ops.pool import Pool2dAttrs
@@ -111,7 +112,9 @@ def _reductions() -> dict[str, Case]:
         "mean of tokens": (reduced("mean", 1), (((64, 49, 768), F),)),
         "argmax of rows": (one("argmax", ArgReduceAttrs(1)), (((64, 50257), F),)),
         "argmax of columns": (one("argmax", ArgReduceAttrs(1)), (((1, 21, 128, 128), F),)),
-        "cumsum": (one("cumsum", CumsumAttrs(1)), (((64, 512), F),)),
+        "cumsum": (one("cumsum", CumulativeAttrs(1)), (((64, 512), F),)),
+        "cumsum long": (one("cumsum", CumulativeAttrs(1)), (((2, 1 << 20), F),)),
+        "cumsum columns": (one("cumsum", CumulativeAttrs(0)), (((65536, 64), F),)),
         "topk": (one("topk", TopkAttrs(5, 1)), (((64, 1000), F),)),
     }
 

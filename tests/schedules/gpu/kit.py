@@ -54,14 +54,18 @@ def check(make, *inputs, seed=0, rtol=1e-5, atol=1e-6, low=-3.0, high=3.0):
     rng = np.random.default_rng(seed)
     arrays = [(rng.uniform(low, high, shape)).astype(DType(dtype).numpy) for shape, dtype in inputs]
     wanted = evaluate(function, arrays)
-    shapes = [[d.value for d in b.shape] for b in func.params]
-    outs = [np.zeros(s, b.dtype.numpy) for s, b in zip(shapes, func.params, strict=True)]
-    outs = outs[-func.num_outputs :]
-    given = [a.reshape(s) for a, s in zip(arrays, shapes, strict=False)]
-    run(func, [*given, *outs])
-    for got, value in zip(outs, wanted, strict=True):
+    for got, value in zip(outputs(func, *arrays), wanted, strict=True):
         np.testing.assert_allclose(
             got.astype(np.float64).reshape(-1), np.asarray(value).astype(np.float64).reshape(-1),
             rtol, atol,
         )  # fmt: skip
     return func
+
+
+def outputs(func, *arrays):
+    """The outputs of a kernel on the executor, with races looked for."""
+    shapes = [[d.value for d in b.shape] for b in func.params]
+    outs = [np.zeros(s, b.dtype.numpy) for s, b in zip(shapes, func.params, strict=True)]
+    outs = outs[len(outs) - func.num_outputs :]
+    run(func, [*(a.reshape(s) for a, s in zip(arrays, shapes, strict=False)), *outs])
+    return outs

@@ -94,6 +94,7 @@ def _permuted(name: str) -> Callable[[Attrs, Layout], Attrs]:
 SAME_LAYOUT: dict[str, Callable[[Attrs, Layout], Attrs]] = {
     "concatenate": _axis,
     "cumsum": _axis,
+    "cumprod": _axis,
     "nn.softmax": _axis,
     "nn.log_softmax": _axis,
     "nn.lrn": _axis,

@@ -13,6 +13,7 @@ from functools import partial
 from ... import te
 from ...codegen.cuda.limits import shared_limit
 from ...diagnostics import ScheduleError
+from ...ir.expr import BinaryOp
 from ...relay.nodes import Function
 from ...target import Target
 from ...te.tensor import ExternOp, Tensor, topological
@@ -28,6 +29,7 @@ from .arg_reduction import expand_arg_reduction
 from .attention import expand_attention
 from .bind import bind_unbound
 from .conv import expand_conv2d, merge_pixels
+from .cumulative import expand_cumulative
 from .elementwise import schedule_elementwise
 from .gemm import expand_matmul, matrix_axes, schedule_gemm
 from .hopper_gemm import build_hopper_product
@@ -54,6 +56,8 @@ def expansions(target: Target) -> dict[str, Compute]:
         "nn.attention": partial(expand_attention, arch=target.arch),
         "argmax": partial(expand_arg_reduction, "argmax"),
         "argmin": partial(expand_arg_reduction, "argmin"),
+        "cumsum": partial(expand_cumulative, BinaryOp.ADD),
+        "cumprod": partial(expand_cumulative, BinaryOp.MUL),
     }
 
 

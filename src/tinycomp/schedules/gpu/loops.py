@@ -3,34 +3,23 @@ follow each other, and each reads as a parallel loop that ends before the next b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
 
-from ...ir.expr import Binary, BinaryOp, Expr, Var, const
-from ...tir.nodes import Alloc, Buffer, For, ForKind, Stmt
+from ...ir.expr import Var, const
+from ...tir.nodes import For, ForKind, Stmt
+from ..loops import allocated, inside, loop, rolled, unrolled, vector
 
-Body = Callable[[Any], Stmt]
-
-
-def loop(name: str, extent: Expr | int, body: Body, kind: ForKind = ForKind.SERIAL) -> For:
-    """A loop whose body is made from its variable."""
-    var = Var(name)
-    extent = const(extent) if isinstance(extent, int) else extent
-    return For(var, const(0), extent, body(var), kind)
-
-
-def rolled(name: str, extent: int, body: Body) -> Stmt:
-    """A loop that the CUDA compiler may not write out: its loads would fill the registers."""
-    return replace(loop(name, extent, body), annotations={"unroll": 1})
-
-
-def unrolled(name: str, extent: int, body: Body) -> Stmt:
-    return body(const(0)) if extent == 1 else loop(name, extent, body, ForKind.UNROLLED)
-
-
-def vector(name: str, extent: int, body: Body) -> Stmt:
-    return body(const(0)) if extent == 1 else loop(name, extent, body, ForKind.VECTORIZED)
+__all__ = [
+    "allocated",
+    "blocks",
+    "inside",
+    "loop",
+    "rolled",
+    "rows_of",
+    "threads",
+    "unrolled",
+    "vector",
+]
 
 
 def threads(rows: int, columns: int, body: Callable[[Var, Var], Stmt]) -> Stmt:
@@ -46,15 +35,7 @@ def rows_of(rows: int, body: Callable[[Var], Stmt]) -> Stmt:
     return For(y, const(0), const(rows), body(y), ForKind.THREAD, "threadIdx.y")
 
 
-def allocated(buffers: Sequence[Buffer], stmt: Stmt) -> Stmt:
-    """`stmt` with scratch memory around it."""
-    for buffer in reversed(buffers):
-        stmt = Alloc(buffer, stmt)
-    return stmt
-
-
-def inside(place: Expr, count: int, fits: bool, step: int = 1) -> tuple[Expr, list[Expr]]:
-    """`place`, or the last one of `count` where it lies outside; and the condition for that."""
-    if fits:
-        return place, []
-    return Binary(BinaryOp.MIN, place, const(count - step)), [place < count]
+def blocks(count: int, body: Callable[[Var], Stmt]) -> Stmt:
+    """A launch of `count` blocks."""
+    block = Var("block")
+    return For(block, const(0), const(count), body(block), ForKind.THREAD, "blockIdx.x")
