@@ -114,6 +114,11 @@ def _round_tf32(b: FunctionBuilder, x: Value) -> Value:
     return b.select(b.compare("fcmp uno", x, x), x, rounded)
 
 
+def _truncate_bf16(b: FunctionBuilder, x: Value) -> Value:
+    bits = b.op("and", b.convert("bitcast", x, "i32"), literal(-0x10000, "i32", x.lanes))
+    return b.convert("bitcast", bits, "float")
+
+
 def _infinity(b: FunctionBuilder, x: Value, predicate: str) -> Value:
     return b.compare(predicate, b.intrinsic("fabs", x), literal(float("inf"), x.element, x.lanes))
 
@@ -123,6 +128,7 @@ _FLOAT: dict[str, Callable[..., Value]] = {
     "abs": lambda b, x: b.intrinsic("fabs", x),
     "sign": _sign,
     "round_tf32": _round_tf32,
+    "truncate_bf16": _truncate_bf16,
     "fma": lambda b, x, y, z: b.intrinsic("fma", x, y, z),
     "isnan": lambda b, x: b.compare("fcmp uno", x, x),
     "isinf": lambda b, x: _infinity(b, x, "fcmp oeq"),

@@ -118,6 +118,11 @@ def _round_tf32(x: Any) -> Any:
     return np.where(np.isnan(x), x, rounded.view(np.float32))[()]
 
 
+def _truncate_bf16(x: Any) -> Any:
+    bits = np.asarray(x, np.float32).view(np.uint32)
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32)[()]
+
+
 def checked_index(index: Any, extent: Any) -> Any:
     """A negative index counts from the end; one that is still outside is an ExecutionError."""
     wrapped = np.where(np.asarray(index) < 0, index + extent, index)
@@ -155,6 +160,7 @@ INTRINSIC: Mapping[str, Callable[..., Any]] = {
     "sign": np.sign,
     "popcount": _popcount,
     "round_tf32": _round_tf32,
+    "truncate_bf16": _truncate_bf16,
     "likely": lambda c: c,
     "once": lambda c: c,
     "checked_index": checked_index,

@@ -63,6 +63,22 @@ def round_tf32(x: ExprLike) -> Expr:
     return call("round_tf32", x)
 
 
+def truncate_bf16(x: ExprLike) -> Expr:
+    """A float32 cut to the 7 bits of mantissa of bfloat16, towards zero: never to infinity.
+
+    A NaN whose set bits all lie below becomes an infinity.
+
+    >>> from tinycomp.te.tensor import placeholder
+    >>> A = placeholder((4,), name="A")
+    >>> str(truncate_bf16(A[0]))
+    'truncate_bf16(A[0])'
+    """
+    x = as_expr(x)
+    if x.dtype is not DType.FLOAT32:
+        raise TypeError(f"truncate_bf16 takes a float32, got {x.dtype}: {x}")
+    return call("truncate_bf16", x)
+
+
 def _function(name: str, meaning: str) -> Callable[[ExprLike], Expr]:
     def function(x: ExprLike) -> Expr:
         return call(name, as_expr(x))
@@ -450,6 +466,7 @@ __all__ = [
     "right_shift",
     "round",
     "round_tf32",
+    "truncate_bf16",
     "rsqrt",
     "select",
     "sigmoid",

@@ -75,10 +75,14 @@ class Writer:
 
 @dataclass
 class Names:
-    """What variables and buffers are called in the kernel being written."""
+    """What variables and buffers are called in the kernel being written.
+
+    `packed` are arrays in registers with two 16-bit elements in each, which are accessed in pairs.
+    """
 
     vars: dict[Var, str] = field(default_factory=dict)
     buffers: dict[Buffer, str] = field(default_factory=dict)
+    packed: set[Buffer] = field(default_factory=set)
     analyzer: Analyzer = field(default_factory=Analyzer)
     can_fail: bool = False
 
@@ -286,6 +290,8 @@ class ExprEmitter:
     def _plan_load(self, node: Load) -> tuple[tuple[Expr, ...], Callable[[], list[str]]]:
         buffer: Any = node.source
         access = self.place(buffer, node.indices)
+        if buffer in self.names.packed:
+            return self._plan_unpack(buffer, access)
         index = access.index
         lanes = max(node.lanes, 1 if node.predicate is None else node.predicate.lanes)
         operands = (index,) if node.predicate is None else (index, node.predicate)
@@ -306,6 +312,25 @@ class ExprEmitter:
             return out if node.predicate is not None or access.lanes > 1 else out[:1]
 
         return operands, emit
+
+    def _plan_unpack(
+        self, buffer: Buffer, access: Access
+    ) -> tuple[tuple[Expr, ...], Callable[[], list[str]]]:
+        pair = self.pair(buffer, access)
+
+        def emit() -> list[str]:
+            word = f"{self.names.buffers[buffer]}[{bare(self._values[pair][0])}]"
+            halves = f"(unsigned short){word}", f"(unsigned short)({word} >> 16)"
+            return [self._decode(half, buffer.dtype) for half in halves]
+
+        return (pair,), emit
+
+    def pair(self, buffer: Buffer, access: Access) -> Expr:
+        """The number of the register with two neighbours of a packed array."""
+        aligned = self.names.analyzer.proves((access.index % 2).equal(0))
+        if access.lanes != 2 or access.scattered or not aligned:
+            raise InternalError(f"{buffer.name} is held in pairs, and accessed otherwise")
+        return self.names.analyzer.simplify(access.index // 2)
 
     def place(self, buffer: Buffer, indices: tuple[Expr, ...]) -> Access:
         """Where elements lie, in normal form. Lanes that are neighbours in memory are found also
@@ -357,6 +382,16 @@ class ExprEmitter:
         if loaded != text and bare(loaded) != loaded:
             return bare(loaded)
         return f"{self.out.use(f'float_to_{name}')}({bare(text)})"
+
+    def encode_pair(self, values: list[str], dtype: DType) -> str:
+        """Two values as the bits of one register."""
+        name = {DType.FLOAT16: "half", DType.BFLOAT16: "bfloat16"}[dtype]
+        exact = []
+        for value in values:
+            bits = self.encode(value, dtype)
+            inner = bits.removeprefix(f"float_to_{name}")
+            exact.append(bare(inner) if bare(inner) != inner else f"{name}_to_float({bits})")
+        return f"{self.out.use(f'pack_{name}')}({', '.join(exact)})"
 
     # -- branches ----------------------------------------------------------------------------
 

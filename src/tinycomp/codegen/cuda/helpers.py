@@ -140,6 +140,10 @@ __device__ __forceinline__ float round_tf32(float x) {
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
   return __int_as_float((int)bits);
 }""",
+    "truncate_bf16": """\
+__device__ __forceinline__ float truncate_bf16(float x) {
+  return __int_as_float(__float_as_int(x) & (int)0xffff0000u);
+}""",
     "sigmoid": """\
 __device__ __forceinline__ float sigmoid(float x) {
   float e = expf(-fabsf(x));

@@ -53,7 +53,7 @@ def _shuffle(x: str, dtype: DType, mask: int) -> str:
 
 def _float(out: Any, name: str, dtype: DType, args: Sequence[str]) -> str:
     suffix = "" if dtype is DType.FLOAT64 else "f"
-    if name in ("sign", "sigmoid", "round_tf32"):
+    if name in ("sign", "sigmoid", "round_tf32", "truncate_bf16"):
         return f"{out.use(name)}({args[0]})"
     if name in _CLASSIFY:
         limit = "__longlong_as_double(0x7ff0000000000000LL)" if not suffix else (

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ...diagnostics import InternalError
-from ...ir.expr import Expr, IntImm, Var, const, is_const
+from ...ir.expr import Expr, IntImm, Load, Var, const, is_const
 from ...ir.node import preorder
 from ...tir.nodes import Buffer, PrimFunc, Stmt, Store
+from ...tir.passes.share_memory import size_of
 from ...tir.tile import nodes as op
 from ...tir.tile.verify import shared_layout, verify_tile_program
 from ...tir.tree import statements
@@ -34,6 +35,7 @@ class TileEmitter(KernelEmitter):
         self.stage: dict[op.Cursor, str] = {}
         self.maps: dict[op.TensorMap, str] = {}
         self.role: op.Role | None = None
+        self.fragments: set[Buffer] = set()  # operands in registers
 
     def run(self, root: Stmt) -> tuple[str, Launch]:
         assert isinstance(root, op.TileProgram)
@@ -44,6 +46,8 @@ class TileEmitter(KernelEmitter):
         params, spaces, written = self._name_pointers(root)
         pointers = [self.func.params[i] for i in params] + spaces
         self.used = {n for n in preorder(program) if isinstance(n, Var)}
+        products = [s for s in statements(program) if isinstance(s, op.Wgmma)]
+        self.fragments = {s.a.buffer for s in products if isinstance(s.a, op.Fragment)}
         layout = shared_layout(program)
         self._prologue(layout.tiles, layout.barriers)
         self._statements(program.setup)
@@ -103,7 +107,10 @@ class TileEmitter(KernelEmitter):
         self._variable(program.rank, program.cluster, rank)
 
     def _is_used(self, buffer: Buffer) -> bool:
-        return any(isinstance(s, Store) and s.buffer is buffer for s in statements(self.program))
+        stored = any(isinstance(s, Store) and s.buffer is buffer for s in statements(self.program))
+        return stored or any(
+            isinstance(n, Load) and n.source is buffer for n in preorder(self.program)
+        )
 
     def _variable(self, var: Var, extent: int, value: str) -> None:
         name = self.unique(var.name)
@@ -141,8 +148,8 @@ class TileEmitter(KernelEmitter):
             self.parity[cursor] = self.unique(f"{cursor.name}_parity")
             self.out.line(f"int {self.stage[cursor]} = 0;")
             self.out.line(f"unsigned int {self.parity[cursor]} = 0;")
-        for acc in role.accumulators:
-            self._allocate(acc.buffer)
+        for buffer in (*(acc.buffer for acc in role.accumulators), *role.arrays):
+            self._allocate(buffer)
         self._statements(role.body)
         if role.single:
             self.out.close()
@@ -158,6 +165,25 @@ class TileEmitter(KernelEmitter):
             raise InternalError(f"{type(stmt).__name__} cannot be written in CUDA C++")
         else:
             super()._statement(stmt, work)
+
+    def _allocate(self, buffer: Buffer) -> None:
+        """Parts of operands are held as wgmma takes them: 16-bit elements in pairs."""
+        super()._allocate(buffer)
+        if buffer in self.fragments and buffer.dtype.itemsize == 2:
+            self.names.packed.add(buffer)
+            self.out.lines.pop()
+            self.out.line(f"unsigned int {self.names.buffers[buffer]}[{size_of(buffer) // 4}];")
+
+    def _store(self, stmt: Store) -> None:
+        if stmt.buffer not in self.names.packed:
+            super()._store(stmt)
+            return
+        emitter = self.expressions
+        pair = emitter.pair(stmt.buffer, emitter.place(stmt.buffer, stmt.indices))
+        emitter.begin([pair, stmt.value])
+        at = emitter.scalar(pair)
+        bits = emitter.encode_pair(emitter.lanes(stmt.value), stmt.buffer.dtype)
+        self.out.line(f"{self.names.buffers[stmt.buffer]}[{at}] = {bits};")
 
     def _elected(self, text: str) -> None:
         """One thread of the warpgroup does it."""
@@ -278,9 +304,13 @@ class TileEmitter(KernelEmitter):
         acc, shape = stmt.acc, stmt.acc.shape
         name = self.names.buffers[acc.buffer]
         place = f"{name} + {stmt.tile * shape.registers}" if stmt.tile else name
-        operands = [self._descriptor(stmt.a), self._descriptor(stmt.b)]
-        function = wgmma_name(shape, stmt.a.descriptor.major, stmt.b.descriptor.major)
-        self.call(function, place, *operands, int(stmt.accumulate))
+        if isinstance(stmt.a, op.Fragment):
+            first = stmt.a.first * shape.dtype.itemsize // 4
+            left, major = f"{self.names.buffers[stmt.a.buffer]} + {first}", None
+        else:
+            left, major = self._descriptor(stmt.a), stmt.a.descriptor.major
+        function = wgmma_name(shape, major, stmt.b.descriptor.major)
+        self.call(function, place, left, self._descriptor(stmt.b), int(stmt.accumulate))
 
     def _descriptor(self, operand: op.Operand) -> str:
         place = self._place(operand.tile, operand.cursor, operand.offset)
@@ -298,9 +328,13 @@ class TileEmitter(KernelEmitter):
         assert self.role is not None
         if stmt.pending:
             return
-        for acc in self.role.accumulators:  # nothing that reads them may move up
-            count = acc.tiles * acc.shape.registers
-            self.call("wgmma_hold", self.names.buffers[acc.buffer], template=f"<{count}>")
+        # Nothing that reads sums, or writes operands, may move up.
+        held = [acc.buffer for acc in self.role.accumulators]
+        held += [array for array in self.role.arrays if array in self.fragments]
+        for buffer in held:
+            self.call(
+                "wgmma_hold", self.names.buffers[buffer], template=f"<{size_of(buffer) // 4}>"
+            )
 
 
 _HANDLERS: dict[type, Callable[[TileEmitter, Any], None]] = {

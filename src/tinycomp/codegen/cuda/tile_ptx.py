@@ -115,9 +115,21 @@ template <int N> {_INLINE} void wgmma_hold(float* d) {{
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i]) :: "memory");
 }}
-template <int N> {_INLINE} void wgmma_hold(int* d) {{
+template <int N, typename T> {_INLINE} void wgmma_hold(T* d) {{
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+r"(d[i]) :: "memory");
+}}""",
+    "pack_half": f"""\
+{_INLINE} unsigned int pack_half(float low, float high) {{
+  unsigned int bits;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+}}""",
+    "pack_bfloat16": f"""\
+{_INLINE} unsigned int pack_bfloat16(float low, float high) {{
+  unsigned int bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
 }}""",
     "wgmma_descriptor": f"""\
 {_INLINE} unsigned long long wgmma_descriptor(
@@ -132,13 +144,13 @@ _PTX_TYPE = {
 }  # fmt: skip
 
 
-def wgmma_name(shape: WgmmaShape, a: Major, b: Major) -> str:
-    """The name of the device function of one wgmma.
+def wgmma_name(shape: WgmmaShape, a: Major | None, b: Major) -> str:
+    """The name of the device function of one wgmma; without `a`, A is in registers.
 
     >>> wgmma_name(WgmmaShape(256, DType.BFLOAT16), Major.K, Major.MN)
     'wgmma_n256_bf16_k_mn'
     """
-    return f"wgmma_n{shape.n}_{_PTX_TYPE[shape.dtype]}_{a}_{b}"
+    return f"wgmma_n{shape.n}_{_PTX_TYPE[shape.dtype]}_{a or 'r'}_{b}"
 
 
 def _wgmma(n: str, type_: str, a: str, b: str) -> str:
@@ -148,17 +160,25 @@ def _wgmma(n: str, type_: str, a: str, b: str) -> str:
     acc, constraint, held = ("s32", "+r", "int") if integer else ("f32", "+f", "float")
     operands = ", ".join(f"%{i}" for i in range(registers))
     signs = "" if integer else ", 1, 1"
-    if dtype.itemsize == 2:
-        signs += f", {int(a == 'mn')}, {int(b == 'mn')}"
+    if a == "r":  # four registers
+        parameter = f"const {'float' if type_ == 'tf32' else 'unsigned int'}* a"
+        bits = "__float_as_uint({})" if type_ == "tf32" else "{}"
+        inputs = ", ".join(f'"r"({bits.format(f"a[{i}]")})' for i in range(4))
+        left, after = f"{{{', '.join(f'%{registers + i}' for i in range(4))}}}", registers + 4
+        signs += f", {int(b == 'mn')}" * (dtype.itemsize == 2)
+    else:
+        parameter, inputs = "unsigned long long a", '"l"(a)'
+        left, after = f"%{registers}", registers + 1
+        signs += f", {int(a == 'mn')}, {int(b == 'mn')}" * (dtype.itemsize == 2)
     outputs = ", ".join(f'"{constraint}"(d[{i}])' for i in range(registers))
     return f"""\
 {_INLINE} void wgmma_n{n}_{type_}_{a}_{b}(
-    {held}* d, unsigned long long a, unsigned long long b, int accumulate) {{
+    {held}* d, {parameter}, unsigned long long b, int accumulate) {{
   asm volatile(
-      "{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{registers + 2}, 0;\\n"
+      "{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{after + 1}, 0;\\n"
       "wgmma.mma_async.sync.aligned.m64n{n}k{k}.{acc}.{type_}.{type_} "
-      "{{{operands}}}, %{registers}, %{registers + 1}, p{signs};\\n}}"
-      : {outputs} : "l"(a), "l"(b), "r"(accumulate));
+      "{{{operands}}}, {left}, %{after}, p{signs};\\n}}"
+      : {outputs} : {inputs}, "l"(b), "r"(accumulate));
 }}"""
 
 
@@ -198,7 +218,7 @@ def _tma(kind: str, rank: str) -> str:
 
 
 _FAMILIES: tuple[tuple[re.Pattern[str], Callable[..., str]], ...] = (
-    (re.compile(r"wgmma_n(\d+)_(\w+?)_(k|mn)_(k|mn)"), _wgmma),
+    (re.compile(r"wgmma_n(\d+)_(\w+?)_(k|mn|r)_(k|mn)"), _wgmma),
     (re.compile(r"tma_((?:im2col_)?(?:load|multicast)|store)_(\d)d"), _tma),
 )
 NAMES = frozenset(_FIXED)

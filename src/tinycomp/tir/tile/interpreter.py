@@ -438,16 +438,17 @@ class Agent:
             registers.touched = False
 
     def wgmma(self, stmt: op.Wgmma) -> None:
-        registers = self.memory.registers_of(stmt.acc.buffer)
-        if registers.touched:
-            raise TileError(
-                f"{self.name} issues wgmma on {stmt.acc.buffer.name} after a wait or another use",
-                hint="wgmma.fence must come between",
-            )
         end = (self.machine.components.fresh(), 1)
         product = Product(self, stmt, end)
+        for buffer in product.registers:
+            if self.memory.registers_of(buffer).touched:
+                raise TileError(
+                    f"{self.name} issues wgmma on {buffer.name} after a wait or another use",
+                    hint="wgmma.fence must come between",
+                )
         product.note(self.elected)
-        registers.pending += 1
+        for buffer in product.registers:
+            self.memory.registers_of(buffer).pending += 1
         if self.machine.policy.products == "early":
             product.run()
         self._uncommitted.append(product)
@@ -460,7 +461,8 @@ class Agent:
         while len(self._groups) > stmt.pending:
             for product in self._groups.pop(0):
                 product.run()
-                self.memory.registers_of(product.stmt.acc.buffer).pending -= 1
+                for buffer in product.registers:
+                    self.memory.registers_of(buffer).pending -= 1
                 self._learn(Clock([product.end]))
 
     def thread_code(self, stmt: op.ThreadCode) -> None:

@@ -120,6 +120,16 @@ class WgmmaShape:
         thread, register = np.arange(128)[:, None], np.arange(self.registers)[None, :]
         return fragment_row(thread, register), fragment_column(thread, register)
 
+    def left_fragment(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row and k of A in [thread, element], where A is in registers."""
+        count = 64 * self.k // 128
+        thread, element = np.arange(128)[:, None], np.arange(count)[None, :]
+        pack = 4 // self.dtype.itemsize
+        return (
+            fragment_row(thread, element // pack * 2),
+            thread % 4 * pack + element % pack + element // (2 * pack) * (4 * pack),
+        )
+
 
 def fragment_row(thread: Any, register: Any) -> Any:
     """The row of D that a register of a thread holds (PTX ISA, figure "WGMMA .m64nNk16 D").
@@ -132,6 +142,16 @@ def fragment_row(thread: Any, register: Any) -> Any:
 def fragment_column(thread: Any, register: Any) -> Any:
     """The column of D that a register of a thread holds."""
     return register // 4 * 8 + thread % 4 * 2 + register % 2
+
+
+def left_element(row_half: int, k_half: int, pack: int) -> int:
+    """The first of the `pack` neighbouring elements of A that a thread holds in one register: rows
+    of the lower or upper 8 of 16, and the first or second half of k.
+
+    >>> left_element(1, 0, 2), left_element(0, 1, 2)  # PTX ISA: a2 is 8 rows below, a4 has k + 8
+    (2, 4)
+    """
+    return (row_half + 2 * k_half) * pack
 
 
 def instruction_k(dtype: DType) -> int:

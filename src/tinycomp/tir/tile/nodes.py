@@ -20,7 +20,8 @@ from .layout import MatrixDescriptor, Swizzle, WgmmaShape
 
 __all__ = [
     "Accumulator", "Advance", "Arrive", "Barrier", "ClusterSync", "CommitStores", "Cursor",
-    "ExpectBytes", "FenceBarrierInit", "FenceProxy", "Im2col", "InitBarriers", "Let", "LetStage",
+    "ExpectBytes", "FenceBarrierInit", "FenceProxy", "Fragment", "Im2col", "InitBarriers", "Let",
+    "LetStage",
     "NamedBarrier", "Operand", "Role", "SharedTile", "TensorMap", "ThreadCode", "TileProgram",
     "TmaLoad", "TmaStore", "Wait", "WaitStores", "Wgmma", "WgmmaCommit", "WgmmaFence", "WgmmaWait",
 ]  # fmt: skip
@@ -137,6 +138,15 @@ class Operand:
     descriptor: MatrixDescriptor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Fragment:
+    """A of a wgmma in registers: elements of an array of each thread, from `first` on, in the order
+    of `WgmmaShape.left_fragment`. They may not change until the wgmma is waited for."""
+
+    buffer: Buffer
+    first: int
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Role(Stmt):
     """What some warpgroups of a block do.
@@ -146,6 +156,7 @@ class Role(Stmt):
         warpgroup, thread: variables: the warpgroup within the role, the thread within it.
         registers: per thread, by setmaxnreg; 0 leaves them alone.
         single: one thread does it all, the others wait for the end.
+        arrays: registers of each thread beside those of the accumulators.
     """
 
     CHILDREN = ("body",)
@@ -159,6 +170,7 @@ class Role(Stmt):
     single: bool = False
     cursors: tuple[Cursor, ...] = ()
     accumulators: tuple[Accumulator, ...] = ()
+    arrays: tuple[Buffer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -339,7 +351,7 @@ class Wgmma(TileOp):
 
     acc: Accumulator
     tile: int
-    a: Operand
+    a: Operand | Fragment
     b: Operand
     accumulate: bool = True
 

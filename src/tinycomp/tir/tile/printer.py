@@ -80,11 +80,15 @@ def _text(stmt: op.TileOp) -> str:
 
 def _wgmma(stmt: op.Wgmma) -> str:
     shape, sign = stmt.acc.shape, "+=" if stmt.accumulate else "="
-    a, b = (
-        f"{x.tile.name}[{x.cursor.name}] + {x.offset} ({x.descriptor.major}-major)"
-        for x in (stmt.a, stmt.b)
-    )
+    a, b = _operand(stmt.a), _operand(stmt.b)
     return f"{stmt.acc.buffer.name}[{stmt.tile}] {sign} wgmma_m64n{shape.n}k{shape.k}({a}, {b})"
+
+
+def _operand(operand: op.Operand | op.Fragment) -> str:
+    if isinstance(operand, op.Fragment):
+        return f"{operand.buffer.name}[{operand.first}]"
+    place = f"{operand.tile.name}[{operand.cursor.name}] + {operand.offset}"
+    return f"{place} ({operand.descriptor.major}-major)"
 
 
 def _at(barrier: op.Barrier, cursor: op.Cursor) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import nodes as op
+from .arithmetic import multiply_add
 from .lanes import Output
 from .layout import ROW_BYTES
 from .memory import Access, Clock, MBarrier, SharedMemory, TileError
@@ -123,8 +124,13 @@ class Product:
         self.agent, self.stmt, self.end, self.done = agent, stmt, end, False
         shape = stmt.acc.shape
         self.places = [
-            self._place(operand, extent) for operand, extent in ((stmt.a, 64), (stmt.b, shape.n))
+            self._place(operand, extent)
+            for operand, extent in ((stmt.a, 64), (stmt.b, shape.n))
+            if isinstance(operand, op.Operand)
         ]
+        self.registers = [stmt.acc.buffer]
+        if isinstance(stmt.a, op.Fragment):
+            self.registers.append(stmt.a.buffer)
 
     def _place(self, operand: op.Operand, extent: int) -> tuple[op.SharedTile, int, np.ndarray]:
         stage, _ = self.agent.position(operand.cursor)
@@ -153,14 +159,23 @@ class Product:
             return
         self.done = True
         stmt, shape = self.stmt, self.stmt.acc.shape
-        a, b = (self._operand(at) for _, _, at in self.places)
-        wide = shape.acc.numpy
-        product = a.astype(wide) @ b.astype(wide).T
+        *left, b = (self._operand(at) for _, _, at in self.places)
+        a = left[0] if left else self._fragment(stmt.a)  # type: ignore[arg-type]
         row, column = shape.fragment()
         first = stmt.tile * shape.registers
         registers = self.agent.memory.registers_of(stmt.acc.buffer).values
         part = registers[:, first : first + shape.registers]
-        part[:] = product[row, column] + (part if stmt.accumulate else 0)
+        before = np.zeros((64, shape.n), shape.acc.numpy)
+        if stmt.accumulate:
+            before[row, column] = part
+        part[:] = multiply_add(a, b, before)[row, column]
+
+    def _fragment(self, fragment: op.Fragment) -> np.ndarray:
+        row, k = self.stmt.acc.shape.left_fragment()
+        values = self.agent.memory.registers_of(fragment.buffer).values
+        a = np.empty((64, self.stmt.acc.shape.k), values.dtype)
+        a[row, k] = values[:, fragment.first : fragment.first + k.shape[1]]
+        return a
 
     def _operand(self, at: np.ndarray) -> np.ndarray:
         dtype = self.stmt.acc.shape.dtype

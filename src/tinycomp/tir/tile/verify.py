@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...diagnostics import ScheduleError
+from ..passes.share_memory import size_of
 from ..tree import statements
 from . import nodes as op
 
@@ -67,6 +68,7 @@ def _check_registers(program: op.TileProgram) -> None:
         _require(fits, program, f"{count} registers for {role.name}: a multiple of 8, 24 to 256")
         total += count * role.warpgroups * op.WARPGROUP
         held = sum(acc.tiles * acc.shape.registers for acc in role.accumulators)
+        held += sum(size_of(array) // 4 for array in role.arrays)
         _require(
             held + 32 <= min(count, 255), program,
             f"{held} registers of accumulators, and addresses, in the {count} of {role.name}",
