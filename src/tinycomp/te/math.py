@@ -466,7 +466,6 @@ __all__ = [
     "right_shift",
     "round",
     "round_tf32",
-    "truncate_bf16",
     "rsqrt",
     "select",
     "sigmoid",
@@ -478,6 +477,7 @@ __all__ = [
     "tan",
     "tanh",
     "trunc",
+    "truncate_bf16",
     "truncdiv",
     "truncmod",
 ]  # fmt: skip
