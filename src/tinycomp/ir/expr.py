@@ -402,12 +402,13 @@ class ReduceLanes(Expr, metaclass=Interned):
 # if_then_else(c, a, b) evaluates only the side taken. checked_index(i, extent) wraps a negative
 # index once, and where it is still outside [0, extent) reports a runtime error and yields 0.
 # fma(a, b, c) = a * b + c with one rounding. round_tf32(x) rounds float32 to 10 bits of mantissa;
-# truncate_bf16(x) cuts float32 to 7 bits.
+# truncate_bf16(x) cuts float32 to 7 bits. exp2_approx is exp2 as fast as the machine has it: within
+# 2 ulp, and results below normal may be 0.
 # likely(c) marks a guard that loop partition removes, once(c) what is done once (tir.nodes.ONCE).
 _SAME_DTYPE = """
     neg not bit_not abs exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan asin acos atan
     sinh cosh tanh asinh acosh atanh erf sigmoid floor ceil trunc round nearbyint sign pow atan2
-    fma popcount checked_index likely once round_tf32 truncate_bf16
+    fma popcount checked_index likely once round_tf32 truncate_bf16 exp2_approx
 """
 INTRINSICS: Mapping[str, str] = {
     **dict.fromkeys(

@@ -147,6 +147,7 @@ _DOUBLE_PRECISION = {
 }  # fmt: skip
 INTRINSIC: Mapping[str, Callable[..., Any]] = {
     **{name: _wide(function) for name, function in _DOUBLE_PRECISION.items()},
+    "exp2_approx": _wide(np.exp2),
     "rsqrt": _wide(lambda x: 1 / np.sqrt(x)),
     "erf": _wide(lambda x: _erf(x) if x.size else x),
     "sigmoid": _wide(_sigmoid),

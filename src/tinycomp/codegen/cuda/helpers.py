@@ -43,10 +43,26 @@ __device__ __forceinline__ unsigned short float_to_bfloat16(float x) {
 // NaN if either operand is.
 template <typename T> __device__ __forceinline__ T nan_min(T a, T b) {
   return (a < b || a != a) ? a : b;
+}
+template <> __device__ __forceinline__ float nan_min<float>(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float y;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+#endif
+  return (a < b || a != a) ? a : b;
 }""",
     "nan_max": """\
 // NaN if either operand is.
 template <typename T> __device__ __forceinline__ T nan_max(T a, T b) {
+  return (a > b || a != a) ? a : b;
+}
+template <> __device__ __forceinline__ float nan_max<float>(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+#endif
   return (a > b || a != a) ? a : b;
 }""",
     "trunc_div": """\
@@ -143,6 +159,17 @@ __device__ __forceinline__ float round_tf32(float x) {
     "truncate_bf16": """\
 __device__ __forceinline__ float truncate_bf16(float x) {
   return __int_as_float(__float_as_int(x) & (int)0xffff0000u);
+}""",
+    "exp2_approx": """\
+// One instruction; exp2f scales what is below normal.
+__device__ __forceinline__ float exp2_approx(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
 }""",
     "sigmoid": """\
 __device__ __forceinline__ float sigmoid(float x) {

@@ -19,7 +19,13 @@ _SAME_NAME = frozenset(
      "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "floor",
      "ceil", "trunc", "pow", "atan2"]
 )  # fmt: skip
-_OTHER_NAME = {"round": "rint", "nearbyint": "rint", "abs": "fabs", "fma": "fma"}
+_OTHER_NAME = {
+    "exp2_approx": "exp2",
+    "round": "rint",
+    "nearbyint": "rint",
+    "abs": "fabs",
+    "fma": "fma",
+}
 FUNCTIONS = _SAME_NAME | set(_OTHER_NAME.values()) | {"fmod"}
 _CLASSIFY = {"isnan": "({0} != {0})", "isinf": "({1}({0}) == {2})", "isfinite": "({1}({0}) < {2})"}
 _SHUFFLED = frozenset(
@@ -53,6 +59,8 @@ def _shuffle(x: str, dtype: DType, mask: int) -> str:
 
 def _float(out: Any, name: str, dtype: DType, args: Sequence[str]) -> str:
     suffix = "" if dtype is DType.FLOAT64 else "f"
+    if name == "exp2_approx" and suffix:
+        return f"{out.use(name)}({args[0]})"
     if name in ("sign", "sigmoid", "round_tf32", "truncate_bf16"):
         return f"{out.use(name)}({args[0]})"
     if name in _CLASSIFY:

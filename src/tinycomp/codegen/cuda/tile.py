@@ -82,7 +82,7 @@ class TileEmitter(KernelEmitter):
         offset, walk = self.workspace.get(map.buffer), map.im2col
         return TensorMapSpec(
             self.func.params.index(map.buffer) if offset is None else -1, map.buffer.dtype.value,
-            map.dims, map.strides, map.box, map.swizzle.span, offset or 0,
+            map.dims, map.strides, map.box, map.swizzle.span, (offset or 0) + map.offset,
             *((walk.lower, walk.upper, walk.strides) if walk is not None else ()),
         )  # fmt: skip
 
@@ -228,6 +228,9 @@ class TileEmitter(KernelEmitter):
     def named_barrier(self, stmt: op.NamedBarrier) -> None:
         self.call("named_barrier", self._text(stmt.name), stmt.warpgroups * op.WARPGROUP)
 
+    def named_arrive(self, stmt: op.NamedArrive) -> None:
+        self.call("named_arrive", self._text(stmt.name), stmt.warpgroups * op.WARPGROUP)
+
     def _barrier(self, barrier: op.Barrier, cursor: op.Cursor) -> str:
         return f"{self.address[barrier]} + {self.stage[cursor]} * 8"
 
@@ -326,11 +329,11 @@ class TileEmitter(KernelEmitter):
     def wgmma_wait(self, stmt: op.WgmmaWait) -> None:
         self.call("wgmma_wait", template=f"<{stmt.pending}>")
         assert self.role is not None
-        if stmt.pending:
-            return
         # Nothing that reads sums, or writes operands, may move up.
-        held = [acc.buffer for acc in self.role.accumulators]
-        held += [array for array in self.role.arrays if array in self.fragments]
+        held = [acc.buffer for acc in stmt.ready]
+        if not stmt.pending:
+            held = [acc.buffer for acc in self.role.accumulators]
+            held += [array for array in self.role.arrays if array in self.fragments]
         for buffer in held:
             self.call(
                 "wgmma_hold", self.names.buffers[buffer], template=f"<{size_of(buffer) // 4}>"
@@ -338,7 +341,7 @@ class TileEmitter(KernelEmitter):
 
 
 _HANDLERS: dict[type, Callable[[TileEmitter, Any], None]] = {
-    op.Let: TileEmitter.let,
+    op.Let: TileEmitter.let, op.NamedArrive: TileEmitter.named_arrive,
     op.LetStage: TileEmitter.let_stage, op.InitBarriers: TileEmitter.init_barriers,
     op.FenceBarrierInit: TileEmitter.fence_barrier_init,
     op.ClusterSync: TileEmitter.cluster_sync, op.NamedBarrier: TileEmitter.named_barrier,

@@ -89,6 +89,10 @@ template <int N> {_INLINE} void tma_wait() {{
 {_INLINE} void named_barrier(int name, int threads) {{
   asm volatile("bar.sync %0, %1;" :: "r"(name), "r"(threads) : "memory");
 }}""",
+    "named_arrive": f"""\
+{_INLINE} void named_arrive(int name, int threads) {{
+  asm volatile("bar.arrive %0, %1;" :: "r"(name), "r"(threads) : "memory");
+}}""",
     "set_registers_down": f"""\
 template <int N> {_INLINE} void set_registers_down() {{
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N));

@@ -107,15 +107,17 @@ class _Meeting:
 
     def __init__(self) -> None:
         self.round = 0
-        self.here = 0
+        self.here: list[str] = []
         self.gathered, self.clock = Clock(), Clock()
 
-    def join(self, clock: Clock, expected: int) -> None:
+    def join(self, clock: Clock, expected: int, who: str, key: Any) -> None:
+        if who in self.here:
+            raise TileError(f"{who} arrives at barrier {key} again before the others have")
         self.gathered.join(clock)
-        self.here += 1
-        if self.here == expected:
+        self.here.append(who)
+        if len(self.here) == expected:
             self.clock, self.gathered = self.gathered, Clock()
-            self.here = 0
+            self.here.clear()
             self.round += 1
 
 
@@ -186,6 +188,10 @@ class Machine:
             for barrier in block.barriers.values():
                 if barrier.nbytes:
                     raise TileError(f"{barrier.name} still expects {barrier.nbytes} bytes")
+            for key, meeting in block.meetings.items():
+                if meeting.here:
+                    who = ", ".join(meeting.here)
+                    raise TileError(f"{who} arrived at barrier {key}, where nobody waits any more")
         for buffer, output in self.outputs.items():
             output.check(buffer.name)
 
@@ -323,15 +329,23 @@ class Agent:
     def named_barrier(self, stmt: op.NamedBarrier) -> Steps:
         yield from self._meet(self.block, self.value(stmt.name), stmt.warpgroups)
 
+    def named_arrive(self, stmt: op.NamedArrive) -> None:
+        self._join(self.block, self.value(stmt.name), stmt.warpgroups)
+
     def _meet(self, block: Block, key: Any, expected: int) -> Steps:
+        meeting, now = self._join(block, key, expected)
+        yield f"barrier {key}", lambda: meeting.round > now
+        self._learn(meeting.clock)
+
+    def _join(self, block: Block, key: Any, expected: int) -> tuple[_Meeting, int]:
+        """Arrive where others meet; the meeting, and its round."""
         meeting = block.meetings.setdefault(key, _Meeting())
         now = meeting.round
         self.elected.join(self.clock)
         own = Clock(self.elected)
         self._tick()
-        meeting.join(own, expected)
-        yield f"barrier {key}", lambda: meeting.round > now
-        self._learn(meeting.clock)
+        meeting.join(own, expected, self.name, key)
+        return meeting, now
 
     def wait(self, stmt: op.Wait) -> Steps:
         stage, turn = self.position(stmt.cursor)
@@ -474,7 +488,7 @@ class Agent:
 
 
 _HANDLERS: dict[type, Callable[[Agent, Any], Steps | None]] = {
-    op.Let: Agent.let,
+    op.Let: Agent.let, op.NamedArrive: Agent.named_arrive,
     op.LetStage: Agent.let_stage, op.InitBarriers: Agent.init_barriers,
     op.FenceBarrierInit: Agent.fence_barrier_init, op.ClusterSync: Agent.cluster_sync,
     op.NamedBarrier: Agent.named_barrier, op.Wait: Agent.wait, op.Arrive: Agent.arrive,

@@ -99,7 +99,7 @@ class WarpgroupMemory:
         registers = self.registers_of(buffer)
         if registers.pending:
             raise TileError(
-                f"{self.agent.name} uses {buffer.name} while wgmma may still write it",
+                f"{self.agent.name} uses {buffer.name} while wgmma may still use it",
                 hint="wgmma.wait_group must come before",
             )
         registers.touched = True

@@ -21,9 +21,9 @@ from .layout import MatrixDescriptor, Swizzle, WgmmaShape
 __all__ = [
     "Accumulator", "Advance", "Arrive", "Barrier", "ClusterSync", "CommitStores", "Cursor",
     "ExpectBytes", "FenceBarrierInit", "FenceProxy", "Fragment", "Im2col", "InitBarriers", "Let",
-    "LetStage",
-    "NamedBarrier", "Operand", "Role", "SharedTile", "TensorMap", "ThreadCode", "TileProgram",
-    "TmaLoad", "TmaStore", "Wait", "WaitStores", "Wgmma", "WgmmaCommit", "WgmmaFence", "WgmmaWait",
+    "LetStage", "NamedArrive", "NamedBarrier", "Operand", "Role", "SharedTile", "TensorMap",
+    "ThreadCode", "TileProgram", "TmaLoad", "TmaStore", "Wait", "WaitStores", "Wgmma",
+    "WgmmaCommit", "WgmmaFence", "WgmmaWait",
 ]  # fmt: skip
 
 WARPGROUP = 128
@@ -70,6 +70,7 @@ class TensorMap:
         strides: bytes between elements of dims[1:], multiples of 16.
         box: extents of what one copy moves; outside of `dims` copies read 0 and write nothing.
             With `im2col` these are channels and pixels.
+        offset: bytes from the start of the buffer, a multiple of 16.
     """
 
     name: str
@@ -79,6 +80,7 @@ class TensorMap:
     box: tuple[int, ...]
     swizzle: Swizzle
     im2col: Im2col | None = None
+    offset: int = 0
 
     @property
     def box_bytes(self) -> int:
@@ -256,6 +258,15 @@ class NamedBarrier(TileOp):
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
+class NamedArrive(TileOp):
+    """All threads of a warpgroup arrive at a barrier that others wait at, and go on."""
+
+    CHILDREN = ("name",)
+    name: Expr
+    warpgroups: int
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Wait(TileOp):
     """Wait until the phase of the cursor's round has ended; with `before`, that of the round before
     it, which for the first round has."""
@@ -363,9 +374,13 @@ class WgmmaCommit(TileOp):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class WgmmaWait(TileOp):
-    """Wait until at most `pending` groups are not done."""
+    """Wait until at most `pending` groups are not done.
+
+    `ready` are the accumulators whose products then are, where these are not all of the role's.
+    """
 
     pending: int
+    ready: tuple[Accumulator, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

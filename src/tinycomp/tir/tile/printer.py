@@ -71,8 +71,8 @@ def _text(stmt: op.TileOp) -> str:
             return f"tma_store({stmt.tile.name} + {stmt.offset} -> {_box(stmt)})"
         case op.WaitStores() | op.WgmmaWait():
             return f"{_name(stmt)}(pending={stmt.pending})"
-        case op.NamedBarrier():
-            return f"named_barrier({stmt.name}, {stmt.warpgroups} warpgroups)"
+        case op.NamedBarrier() | op.NamedArrive():
+            return f"{_name(stmt)}({stmt.name}, {stmt.warpgroups} warpgroups)"
         case op.Wgmma():
             return _wgmma(stmt)
     return f"{_name(stmt)}()"

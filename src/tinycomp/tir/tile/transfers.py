@@ -72,7 +72,7 @@ def _pixels(
 def _elements(map: op.TensorMap, grid: list[np.ndarray], inside: np.ndarray) -> np.ndarray:
     """Positions in the tensor's memory, in elements."""
     itemsize = map.buffer.dtype.itemsize
-    position = grid[-1].astype(np.int64)
+    position = grid[-1].astype(np.int64) + map.offset // itemsize
     for index, stride in zip(reversed(grid[:-1]), map.strides, strict=True):
         position += index * (stride // itemsize)
     return np.where(inside, position, 0)

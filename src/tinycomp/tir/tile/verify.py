@@ -91,8 +91,9 @@ def _check_map(program: op.TileProgram, map: op.TensorMap) -> None:
     inner = map.box[0] * map.buffer.dtype.itemsize
     _require(len(map.dims) <= 5, program, f"{len(map.dims)} dimensions of {map.name}, at most 5")
     _require(
-        all(s % 16 == 0 and s < 1 << 40 for s in map.strides), program,
-        f"strides of {map.strides} bytes of {map.name}: they must be multiples of 16",
+        all(s % 16 == 0 and s < 1 << 40 for s in (map.offset, *map.strides)), program,
+        f"offset {map.offset} and strides of {map.strides} bytes of {map.name}: they must be "
+        "multiples of 16",
     )  # fmt: skip
     _require(all(1 <= b <= 256 for b in map.box), program, f"a box of {map.box}, at most 256 each")
     _require(
