@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import math
+import operator
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from ..codegen.cuda.limits import BLOCK, GRID, STATIC_SHARED, Launch, TensorMapSpec, shared_limit
+from ..codegen.cuda.limits import (
+    BLOCK,
+    CLUSTER_SIZE,
+    GRID,
+    PORTABLE_CLUSTER,
+    STATIC_SHARED,
+    Launch,
+    TensorMapSpec,
+    shared_limit,
+)
 from ..diagnostics import ExecutionError
 from ..ir.expr import as_int
 from ..kernels import kernel_name
@@ -52,6 +63,7 @@ class _Kernel:
     index: int
     func: PrimFunc
     shared_allowed: int = STATIC_SHARED
+    cluster_allowed: int = PORTABLE_CLUSTER
 
 
 @dataclass
@@ -144,6 +156,9 @@ class FakeDriver:
         if nbytes > shared_limit(self.arch):
             raise refuse("cuFuncSetAttribute", "CUDA_ERROR_INVALID_VALUE")
         self._functions[function].shared_allowed = nbytes
+
+    def allow_large_clusters(self, function: int) -> None:
+        self._functions[function].cluster_allowed = CLUSTER_SIZE
 
     def tensor_map(self, spec: TensorMapSpec, address: int) -> ctypes.Array:
         return encode_tensor_map(spec, address, encode_im2col if spec.lower else encode)
@@ -278,6 +293,9 @@ class FakeDriver:
             raise refuse("cuLaunchKernel", "CUDA_ERROR_INVALID_VALUE")
         if shared > kernel.shared_allowed:
             raise refuse("cuLaunchKernel", "CUDA_ERROR_INVALID_VALUE")
+        cluster = kernel.launch.cluster
+        if math.prod(cluster) > kernel.cluster_allowed or any(map(operator.mod, grid, cluster)):
+            raise refuse("cuLaunchKernel", "CUDA_ERROR_INVALID_CLUSTER_SIZE", 912)
         if (grid, block) != (kernel.launch.grid, kernel.launch.block):
             raise refuse("cuLaunchKernel", "CUDA_ERROR_INVALID_VALUE")
         if programmatic != kernel.launch.programmatic:

@@ -3,8 +3,10 @@
 All threads of many blocks advance together, statement by statement, as lanes of NumPy arrays. The
 order is one that a GPU could take; that no other order gives another result is checked: between
 two barriers no thread may read what another wrote, or write what another read or wrote. Blocks
-may not share what one of them writes. What is copied asynchronously arrives as late as it may, and
-until then nothing may read it. Every access is checked against the bounds of its buffer,
+may not share what one of them writes, except in the memory of a cluster: there barriers of the
+cluster count, and no block may be reached that may not have begun or may have ended. What is
+copied asynchronously arrives as late as it may, and until then nothing may read it.
+Every access is checked against the bounds of its buffer,
 and reads of intermediate buffers against what was written.
 
 >>> import numpy as np
@@ -48,7 +50,7 @@ from ..ir.expr import (
     as_int,
 )
 from ..te.evaluate_expr import BINARY, INTRINSIC, cast
-from .gpu_memory import Memory, RaceError, Threads
+from .gpu_memory import LaunchShape, Memory, RaceError, Threads
 from .gpu_warp import Warps
 from .nodes import (
     Alloc,
@@ -67,7 +69,6 @@ from .nodes import (
 from .passes.visit import Visit, drive
 from .tensor_intrinsics.warp import LOADS, MMA
 from .tile.nodes import TileProgram
-from .tree import statements
 
 WARP = 32
 _LANES = 1 << 17  # threads that advance together; more run in several groups of blocks
@@ -145,20 +146,15 @@ def _launch(
 
         run_tile_program(func, root, spaces)
         return
-    extents = {
-        s.thread: as_int(s.extent)
-        for s in statements(root)
-        if isinstance(s, For) and s.kind is ForKind.THREAD
-    }
-    grid = tuple(extents.get(f"blockIdx.{d}", 1) for d in "xyz")
-    block = tuple(extents.get(f"threadIdx.{d}", 1) for d in "xyz")
+    shape = LaunchShape.of(root)
     memory = Memory(func.name, spaces, check_races)
-    count = math.prod(grid)
-    step = max(1, _LANES // math.prod(block))
+    count = math.prod(shape.grid)
+    step = max(1, _LANES // (math.prod(shape.block) * shape.cluster))
     for first in range(0, count, step):
-        threads = Threads(grid, block, first, min(count, first + step))
+        threads = Threads(shape, first, min(count, first + step))
         memory.start(threads)
         drive(ThreadGroup(func, threads, memory).visit(root, None))
+        memory.end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +259,10 @@ class ThreadGroup:
         name = value.name if isinstance(value, Call) else ""
         if name == "barrier":
             self.memory.barrier(mask)
+        elif name == "cluster_arrive":
+            self.memory.cluster_arrive(mask)
+        elif name == "cluster_wait":
+            self.memory.cluster_wait(mask)
         elif name == "async_commit":
             self.memory.copies.commit(mask)
         elif isinstance(value, Call) and name == "async_wait":

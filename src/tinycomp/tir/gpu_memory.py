@@ -10,7 +10,9 @@ import numpy as np
 
 from ..diagnostics import VerifyError
 from ..ir.expr import as_int
-from .nodes import Buffer, Scope
+from .nodes import Buffer, For, ForKind, Scope, Stmt
+from .primitives.annotate import CLUSTER
+from .tree import statements
 
 _SEVERAL = -2  # an element that more than one thread has read
 _NOBODY = -1
@@ -20,23 +22,54 @@ class RaceError(VerifyError):
     """Two threads touch one element, one of them writes, and no barrier is between them."""
 
 
-class Threads:
-    """The threads of blocks [first, last): lanes in the order of blocks, then of threads."""
+@dataclass(frozen=True)
+class LaunchShape:
+    """How many clusters, blocks and threads a launch has.
 
-    def __init__(
-        self, grid: tuple[int, ...], block: tuple[int, ...], first: int, last: int
-    ) -> None:
-        self.per_block = math.prod(block)
-        self.blocks, self.first = last - first, first
+    Attributes:
+        grid: clusters in x, y, z.
+        block: threads of a block.
+        cluster: blocks of a cluster, along x.
+    """
+
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    cluster: int = 1
+
+    @staticmethod
+    def of(root: Stmt) -> LaunchShape:
+        """The shape of a launch, from its loops over thread axes."""
+        extents = {
+            s.thread: as_int(s.extent)
+            for s in statements(root)
+            if isinstance(s, For) and s.kind is ForKind.THREAD
+        }
+
+        def along(axis: str) -> tuple[int, int, int]:
+            x, y, z = (extents.get(f"{axis}.{d}", 1) for d in "xyz")
+            return x, y, z
+
+        return LaunchShape(along("blockIdx"), along("threadIdx"), extents.get(CLUSTER, 1))
+
+
+class Threads:
+    """The threads of clusters [first, last): lanes in the order of blocks, then of threads."""
+
+    def __init__(self, shape: LaunchShape, first: int, last: int) -> None:
+        self.per_block, self.per_cluster = math.prod(shape.block), shape.cluster
+        self.clusters = last - first
+        self.blocks = self.clusters * shape.cluster
         self.count = self.per_block * self.blocks
         lane = np.arange(self.count)
         self.block = lane // self.per_block  # within this group
+        self.cluster = self.block // shape.cluster
+        self.rank = self.block % shape.cluster  # of the block in its cluster
         self.number = lane % self.per_block  # within the block
-        self.id = lane + first * self.per_block  # in the whole launch
-        self._index: dict[str, np.ndarray] = {}
+        self.id = lane + first * shape.cluster * self.per_block  # in the whole launch
+        self._index: dict[str, np.ndarray] = {CLUSTER: self.rank}
         for prefix, extents, position in (
-            ("blockIdx", grid, self.block + first),
-            ("threadIdx", block, self.number),
+            ("blockIdx", shape.grid, self.cluster + first),
+            ("threadIdx", shape.block, self.number),
         ):
             for dim, extent in zip("xyz", extents, strict=True):
                 self._index[f"{prefix}.{dim}"] = position % extent
@@ -137,14 +170,20 @@ class Memory:
         self.own.clear()
         # Phases count barriers; those of other groups of blocks are told apart by the block.
         self.phase = np.ones(threads.blocks, np.int64)
+        self.met = np.zeros(threads.clusters, np.int64)  # the same for barriers of clusters
+        self.arriving = np.zeros(threads.clusters, np.bool_)  # have arrived and not waited yet
+        self.reaching = np.zeros(threads.clusters, np.bool_)  # into other blocks, since they met
+        self.quiet = False  # whether nothing was touched since the last arrival
         self.copies = Copies(threads)
         self.is_async = False
 
     def allocate(self, buffer: Buffer, mask: np.ndarray | None) -> None:
         """Memory that one block or thread has; shared memory exists as long as the block."""
-        if buffer.scope is Scope.SHARED:
+        if buffer.scope in (Scope.SHARED, Scope.CLUSTER):
             if buffer not in self.own:
-                self.own[buffer] = _Tracked(buffer, self.threads.blocks, None)
+                shared = buffer.scope is Scope.SHARED
+                owners = self.threads.blocks if shared else self.threads.clusters
+                self.own[buffer] = _Tracked(buffer, owners, None)
             return
         if buffer not in self.own:
             self.own[buffer] = _Tracked(buffer, self.threads.count, None)
@@ -155,14 +194,49 @@ class Memory:
 
     def barrier(self, mask: np.ndarray | None) -> None:
         """All threads of the blocks that come here wait for each other."""
+        self.phase[self._all_or_none(mask, self.threads.blocks, "block")] += 1
+
+    def cluster_arrive(self, mask: np.ndarray | None) -> None:
+        """All threads of the clusters say that they have come here."""
+        here = self._all_or_none(mask, self.threads.clusters, "cluster")
+        if self.arriving[here].any():
+            raise VerifyError(f"{self.name}: a cluster arrives twice before it waits")
+        self.arriving[here] = self.quiet = True
+
+    def cluster_wait(self, mask: np.ndarray | None) -> None:
+        """They wait until all have said so; what was done before can then be seen.
+
+        For the threads of a block it is a barrier only if they do nothing in between.
+        """
+        here = self._all_or_none(mask, self.threads.clusters, "cluster")
+        if not self.arriving[here].all():
+            raise VerifyError(f"{self.name}: a cluster waits for an arrival that does not come")
+        self.met[here] += 1
+        self.arriving[here] = self.reaching[here] = False
+        if self.quiet:
+            self.phase.reshape(self.threads.clusters, -1)[here] += 1
+
+    def end(self) -> None:
+        """All threads have come to their end.
+
+        Raises:
+            VerifyError: a block may have ended before another reached for its shared memory.
+        """
+        if self.reaching.any():
+            raise VerifyError(
+                f"{self.name}: a block may end while another of its cluster still reaches for its "
+                "shared memory: there is no barrier of the cluster after the last such access"
+            )
+
+    def _all_or_none(self, mask: np.ndarray | None, count: int, what: str) -> np.ndarray:
+        """Which of the blocks or clusters all come to a barrier; the others must not at all."""
         if mask is None:
-            self.phase += 1
-            return
-        arrived = mask.reshape(self.threads.blocks, -1)
-        some, every = arrived.any(axis=1), arrived.all(axis=1)
-        if (some & ~every).any():
-            raise VerifyError(f"{self.name}: a barrier is not reached by all threads of a block")
-        self.phase[every] += 1
+            return np.ones(count, np.bool_)
+        arrived = mask.reshape(count, -1)
+        every = np.asarray(arrived.all(axis=1))
+        if (arrived.any(axis=1) & ~every).any():
+            raise VerifyError(f"{self.name}: a barrier is not reached by all threads of a {what}")
+        return every
 
     def load(self, buffer: Buffer, indices: list[np.ndarray], active: np.ndarray) -> np.ndarray:
         space, owner, at = self._place(buffer, indices, active)
@@ -236,16 +310,35 @@ class Memory:
             at = at * extent + np.where(active, index, 0)
         if buffer in self.common:
             return space, np.zeros((1, 1), np.int64), at
+        if buffer.scope is Scope.CLUSTER:
+            self._require_running(buffer, indices, active)
+            return space, self.threads.cluster[:, None], at
         owner = self.threads.block if buffer.scope is Scope.SHARED else np.arange(active.shape[0])
         return space, owner[:, None], at
+
+    def _require_running(
+        self, buffer: Buffer, indices: list[np.ndarray], active: np.ndarray
+    ) -> None:
+        """Other blocks of the cluster must have begun; they may not end before the next barrier."""
+        cluster = self.threads.cluster[:, None]
+        remote = active & (indices[0] != self.threads.rank[:, None])
+        early = remote & (self.met[cluster] == 0)
+        if early.any():
+            what = "is in a block that may not have begun: the cluster has not met before"
+            self._fail(VerifyError, buffer, indices, np.argwhere(early)[0], what)
+        between = active & self.arriving[cluster]
+        if between.any():
+            what = "is accessed between the arrival at a barrier of the cluster and the wait"
+            self._fail(VerifyError, buffer, indices, np.argwhere(between)[0], what)
+        self.reaching[self.threads.cluster[remote.any(axis=1)]] = True
 
     def _note_read(
         self, buffer: Buffer, space: _Tracked, owner: Any, at: Any, indices: Any, active: Any
     ) -> None:
-        me, phase, block = self._who(active)
+        me, phase, size = self._who(buffer)
         writer = space.writer[owner, at]
         foreign = active & (writer != _NOBODY) & (writer != me)
-        bad = foreign & (self._elsewhere(writer, block) | (space.written_in[owner, at] == phase))
+        bad = foreign & (_elsewhere(writer, me, size) | (space.written_in[owner, at] == phase))
         if bad.any():
             lane = np.argwhere(bad)[0]
             self._race(
@@ -253,7 +346,7 @@ class Memory:
             )
         rows = np.broadcast_to(owner, at.shape)
         old, when = space.reader[owner, at], space.read_in[owner, at]
-        again = (when == phase) & (old != _NOBODY) & (old != me) & ~self._elsewhere(old, block)
+        again = (when == phase) & (old != _NOBODY) & (old != me) & ~_elsewhere(old, me, size)
         value = np.where(again, _SEVERAL, me)
         keep = active
         space.reader[rows[keep], at[keep]] = value[keep]
@@ -264,7 +357,7 @@ class Memory:
     def _note_write(
         self, buffer: Buffer, space: _Tracked, owner: Any, at: Any, indices: Any, active: Any
     ) -> None:
-        me, phase, _ = self._who(active)
+        me, phase, _ = self._who(buffer)
         self._check_write(buffer, space, owner, at, indices, active)
         rows = np.broadcast_to(owner, at.shape)
         mine = np.broadcast_to(me, at.shape)
@@ -280,32 +373,29 @@ class Memory:
         self, buffer: Buffer, space: _Tracked, owner: Any, at: Any, indices: Any, active: Any
     ) -> None:
         """No other thread may have touched since the last barrier what is written."""
-        me, phase, block = self._who(active)
+        me, phase, size = self._who(buffer)
         for who, when, verb in (
             (space.writer, space.written_in, "wrote"),
             (space.reader, space.read_in, "read"),
         ):
             other = who[owner, at]
             foreign = active & (other != _NOBODY) & (other != me)
-            bad = foreign & (self._elsewhere(other, block) | (when[owner, at] == phase))
+            bad = foreign & (_elsewhere(other, me, size) | (when[owner, at] == phase))
             if bad.any():
                 lane = np.argwhere(bad)[0]
                 self._race(
                     buffer, indices, lane, "writes what thread", verb, int(other[tuple(lane)])
                 )
 
-    def _who(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Thread, phase and block of each lane, as columns."""
+    def _who(self, buffer: Buffer) -> tuple[np.ndarray, np.ndarray, int]:
+        """Thread and phase of each lane as columns, and how many threads have barriers for the
+        buffer together."""
+        self.quiet = False
         threads = self.threads
-        return (
-            threads.id[:, None],
-            self.phase[threads.block][:, None],
-            (threads.block + threads.first)[:, None],
-        )
-
-    def _elsewhere(self, other: np.ndarray, block: np.ndarray) -> np.ndarray:
-        """Whether a thread is in another block, which no barrier orders."""
-        return (other >= 0) & (other // self.threads.per_block != block)
+        if buffer.scope is Scope.CLUSTER:
+            size = threads.per_block * threads.per_cluster
+            return threads.id[:, None], self.met[threads.cluster][:, None], size
+        return threads.id[:, None], self.phase[threads.block][:, None], threads.per_block
 
     def _race(
         self, buffer: Buffer, indices: Any, lane: np.ndarray, does: str, verb: str, other: int
@@ -324,3 +414,8 @@ class Memory:
     ) -> None:
         place = ", ".join(str(int(i[tuple(lane)])) for i in indices)
         raise error(f"{self.name}: {buffer.name}[{place}] {what} ({buffer})")
+
+
+def _elsewhere(other: np.ndarray, me: np.ndarray, size: int) -> np.ndarray:
+    """Whether a thread is in another group of `size` threads, which no barrier orders."""
+    return (other >= 0) & (other // size != me // size)

@@ -21,14 +21,18 @@ from ..ir.node import Node, dataclass
 from ..te.tensor import Combiner, IterKind, IterVar
 
 __all__ = [
-    "ONCE", "Alloc", "Async", "Block", "Buffer", "Collective", "Evaluate", "For", "ForKind", "If",
-    "IterKind", "IterVar", "PrimFunc", "Scope", "Seq", "Stmt", "Store",
+    "ONCE", "ONCE_PER_CLUSTER", "Alloc", "Async", "Block", "Buffer", "Collective", "Evaluate",
+    "For", "ForKind", "If", "IterKind", "IterVar", "PrimFunc", "Scope", "Seq", "Stmt", "Store",
 ]  # fmt: skip
 
 
 ONCE = "once"
 """Intrinsic that marks a condition in the predicate of a Block: where it is false, what the block
 would compute is there already, since an earlier iteration of the loops it mentions."""
+
+ONCE_PER_CLUSTER = "once_per_cluster"
+"""Intrinsic that marks a condition of a store that one block of a cluster does for all, if all of
+them see the result."""
 
 
 class ForKind(StrEnum):
@@ -46,6 +50,7 @@ class Scope(StrEnum):
 
     GLOBAL = "global"  # memory; inside a kernel: workspace
     SHARED = "shared"  # GPU block memory
+    CLUSTER = "cluster"  # the same of all blocks of a cluster: element [b, ...] is in block b
     LOCAL = "local"  # registers or the stack, private to a thread
     WARP = "warp"  # registers of a warp, each lane has a part (a fragment)
 
@@ -104,7 +109,7 @@ class For(Stmt):
     extent: Expr
     body: Stmt
     kind: ForKind = ForKind.SERIAL
-    thread: str = ""  # "blockIdx.x", "threadIdx.y", "vthread" for ForKind.THREAD
+    thread: str = ""  # "blockIdx.x", "cluster.x", "threadIdx.y", "vthread" for ForKind.THREAD
     annotations: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -85,7 +85,8 @@ def _rows() -> dict[str, Case]:
         f"softmax {n}x{length}": (softmax, (((n, length), F),))
         for n, length in (
             (4096, 10), (8192, 64), (8192, 768), (128, 768), (2048, 4096), (64, 16384),
-            (64, 32768), (64, 50000), (64, 131072), (4096, 1031),
+            (64, 32768), (64, 50000), (64, 131072), (8, 262144), (8, 800000), (1, 1 << 20),
+            (4096, 1031),
         )
     }  # fmt: skip
     cases |= {
@@ -93,7 +94,13 @@ def _rows() -> dict[str, Case]:
         "log_softmax": (one("nn.log_softmax"), (((64, 30522), F),)),
     }
     layer_norm = one("nn.layer_norm", LayerNormAttrs())
-    for count, length, dtype in ((128, 768, F), (8192, 1024, F), (8192, 4096, H), (8, 16384, F)):
+    for count, length, dtype in (
+        (128, 768, F),
+        (8192, 1024, F),
+        (8192, 4096, H),
+        (8, 16384, F),
+        (4, 131072, F),
+    ):
         inputs = ((count, length), dtype), ((length,), dtype), ((length,), dtype)
         cases[f"layer_norm {count}x{length} {dtype}"] = (layer_norm, inputs)
     return cases

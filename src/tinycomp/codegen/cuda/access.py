@@ -38,7 +38,7 @@ from ...dtype import DType
 from ...ir.expr import Call, Expr, Load, as_int
 from ...ir.node import postorder
 from ...tir.gpu_executor import ThreadGroup
-from ...tir.gpu_memory import Memory, Threads
+from ...tir.gpu_memory import LaunchShape, Memory, Threads
 from ...tir.nodes import Alloc, Buffer, Evaluate, For, ForKind, PrimFunc, Scope, Seq, Stmt, Store
 from ...tir.passes.visit import Visit, drive
 from ...tir.tensor_intrinsics.warp import LOADS, MMA
@@ -48,7 +48,9 @@ from .expressions import ExprEmitter, Names, Writer
 
 WARP = 32
 SECTOR = 32  # bytes; what a cache line is filled by
-_WITHOUT_ADDRESSES = ("barrier", "prefetch", "async_commit", "async_wait")
+_WITHOUT_ADDRESSES = (
+    "barrier", "cluster_arrive", "cluster_wait", "prefetch", "async_commit", "async_wait",
+)  # fmt: skip
 _BANKS_BYTES = 128  # what shared memory delivers at once: 32 banks of 4 bytes
 
 
@@ -150,22 +152,21 @@ def find_accesses(func: PrimFunc) -> list[LaunchAccess]:
 
 def _launch(func: PrimFunc, root: Stmt) -> LaunchAccess:
     loops = [s for s in statements(root) if isinstance(s, For)]
-    extents = {s.thread: as_int(s.extent) for s in loops if s.kind is ForKind.THREAD}
-    grid = tuple(extents.get(f"blockIdx.{d}", 1) for d in "xyz")
-    block = tuple(extents.get(f"threadIdx.{d}", 1) for d in "xyz")
-    blocks = math.prod(grid)
+    shape = LaunchShape.of(root)
+    clusters = math.prod(shape.grid)
     trace = _Trace(_width_of(loops))
     with np.errstate(all="ignore"):
-        for number, times in _sample(blocks):
-            threads = Threads(grid, block, number, number + 1)
+        for number, times in _sample(clusters):
+            threads = Threads(shape, number, number + 1)
             group = _Sampled(func, threads, Memory(func.name, {}, False), trace)
             group.weight = times
             drive(group.visit(root, None))
     buffers = {s.buffer for s in trace.sites.values() if s.buffer.scope is Scope.GLOBAL}
     unique = sum(math.prod(map(as_int, b.shape)) * b.dtype.itemsize for b in buffers)
     return LaunchAccess(
-        math.prod(block), blocks, tuple(trace.sites.values()), bytes_in_flight(root), unique
-    )
+        math.prod(shape.block), clusters * shape.cluster, tuple(trace.sites.values()),
+        bytes_in_flight(root), unique,
+    )  # fmt: skip
 
 
 def _width_of(loops: Sequence[For]) -> Any:

@@ -46,11 +46,19 @@ from ...tir.nodes import (
     Stmt,
     Store,
 )
-from ...tir.passes.share_memory import ALIGNMENT, shared_bytes, size_of
+from ...tir.passes.share_memory import (
+    ALIGNMENT,
+    IN_BLOCK,
+    shape_in_block,
+    shared_bytes,
+    size_of,
+)
+from ...tir.primitives.annotate import CLUSTER
 from ...tir.tile.nodes import TileProgram
 from ...tir.tree import statements
 from ..statements import buffer_bytes
 from .async_copy import ASYNC_HELPERS, async_copy
+from .cluster import CLUSTER_HELPERS, cluster_size
 from .expressions import ExprEmitter, Names, Writer
 from .helpers import HELPERS, helper_source
 from .intrinsics import FUNCTIONS
@@ -66,12 +74,13 @@ _KEYWORDS = frozenset(
      "static", "struct", "switch", "template", "this", "true", "typedef", "union",
      "unsigned", "using", "void", "volatile", "while", "error", "error_code", "shared", "main"]
 )  # fmt: skip
-_MORE_HELPERS = WARP_HELPERS | ASYNC_HELPERS
+_MORE_HELPERS = WARP_HELPERS | ASYNC_HELPERS | CLUSTER_HELPERS
 # Functions that a kernel may call; what is named like one would hide it.
 _RESERVED = (
     _KEYWORDS
     | set(HELPERS)
     | set(WARP_HELPERS)
+    | set(CLUSTER_HELPERS)
     | {f"{n}{end}" for n in FUNCTIONS for end in ("", "f")}
 )
 
@@ -177,6 +186,7 @@ class KernelEmitter:
         self.taken = set(_RESERVED)
         self.extents: dict[str, int] = {}
         self.is_async = False
+        self.cluster = 1  # blocks that are one
         self.comments: set[str] = set()
 
     def run(self, root: Stmt) -> tuple[str, Launch]:
@@ -185,17 +195,20 @@ class KernelEmitter:
         shared = [
             s.buffer
             for s in statements(root)
-            if isinstance(s, Alloc) and s.buffer.scope is Scope.SHARED
+            if isinstance(s, Alloc) and s.buffer.scope in IN_BLOCK
         ]
         for buffer in shared:
             self.names.buffers[buffer] = self.unique(buffer.name)
         nbytes = self._declare_shared(shared)
+        self.cluster = cluster_size(root)
         self._statements(root)
-        grid = tuple(self.extents.get(f"blockIdx.{d}", 1) for d in "xyz")
+        clusters, *others = (self.extents.get(f"blockIdx.{d}", 1) for d in "xyz")
+        grid = (clusters * self.cluster, *others)
         block = tuple(self.extents.get(f"threadIdx.{d}", 1) for d in "xyz")
         launch = Launch(
             self.name, grid, block, nbytes, nbytes if nbytes > STATIC_SHARED else 0,  # type: ignore[arg-type]
             tuple(params), tuple(self.workspace[b] for b in spaces), self.names.can_fail,
+            (self.cluster, 1, 1),
         )  # fmt: skip
         return self._text(pointers, written, launch), launch
 
@@ -218,7 +231,10 @@ class KernelEmitter:
         ]
         if launch.can_fail:
             arguments += ["int* error", "const int error_code"]
-        head = f'extern "C" __global__ void __launch_bounds__({launch.threads}) {self.name}(\n'
+        bounds = f"__launch_bounds__({launch.threads}) "
+        if self.cluster > 1:
+            bounds = f"__cluster_dims__({self.cluster}, 1, 1) {bounds}"
+        head = f'extern "C" __global__ void {bounds}{self.name}(\n'
         return "\n".join([f"{head}    {', '.join(arguments)}) {{", *self.out.lines, "}"])
 
     def _declare_shared(self, buffers: list[Buffer]) -> int:
@@ -299,7 +315,12 @@ class KernelEmitter:
         name = self.unique(loop.thread)
         type_ = self.expressions.bind(loop.var, name, loop.min, loop.extent)
         low = "" if isinstance(loop.min, IntImm) and not loop.min.value else f" + {loop.min}"
-        self.out.line(f"const {type_} {name} = {loop.thread}{low};")
+        place = loop.thread
+        if self.cluster > 1 and place in ("blockIdx.x", CLUSTER):
+            place = f"blockIdx.x {'%' if place == CLUSTER else '/'} {self.cluster}"
+        if loop.thread == CLUSTER:
+            self.names.rank = loop.var
+        self.out.line(f"const {type_} {name} = {place}{low};")
         work.append(loop.body)
 
     def _loop(self, loop: For, work: list[Any]) -> None:
@@ -343,6 +364,8 @@ class KernelEmitter:
         value = stmt.value
         if isinstance(value, Call) and value.name == "barrier":
             self.out.line("__syncthreads();")
+        elif isinstance(value, Call) and value.name in CLUSTER_HELPERS:
+            self.out.line(f"{self.out.use(value.name)}();")
         elif isinstance(value, Call) and value.name in ("async_commit", "async_wait"):
             if not self.has_async:
                 return
@@ -364,8 +387,9 @@ class KernelEmitter:
         access = emitter.place(buffer, stmt.indices)
         index = access.index
         parts = [index, stmt.value] + ([] if stmt.predicate is None else [stmt.predicate])
-        emitter.begin(parts)
-        name, lanes = self.names.buffers[buffer], max(access.lanes, 1)
+        owner = emitter.owner(buffer, stmt.indices)
+        emitter.begin([*parts, *owner])
+        name, lanes = emitter.memory(buffer, owner), max(access.lanes, 1)
         wide = stmt.predicate is None and emitter.is_wide(buffer, lanes, index)
         if self.is_async and (line := async_copy(emitter, stmt)):
             self.out.line(line)
@@ -394,7 +418,7 @@ class KernelEmitter:
 
 def _elements(buffer: Buffer) -> int:
     count = 1
-    for extent in buffer.shape:
+    for extent in shape_in_block(buffer):
         count *= as_int(extent)
     return max(1, count)
 

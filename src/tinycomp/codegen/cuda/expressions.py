@@ -34,6 +34,7 @@ from ...ir.instruction import InstructionCall, Reinterpret
 from ...ir.node import Node, fold, postorder
 from ...te.simplify import Analyzer
 from ...tir.nodes import Buffer, Scope
+from ...tir.passes.share_memory import shape_in_block
 from ..expressions import Access, access_of
 from .intrinsics import call_text
 from .operators import binary_text, cast_text
@@ -85,6 +86,7 @@ class Names:
     packed: set[Buffer] = field(default_factory=set)
     analyzer: Analyzer = field(default_factory=Analyzer)
     can_fail: bool = False
+    rank: Var | None = None  # the number of the block in its cluster
 
 
 class ExprEmitter:
@@ -294,10 +296,11 @@ class ExprEmitter:
             return self._plan_unpack(buffer, access)
         index = access.index
         lanes = max(node.lanes, 1 if node.predicate is None else node.predicate.lanes)
-        operands = (index,) if node.predicate is None else (index, node.predicate)
+        owner = self.owner(buffer, node.indices)
+        operands = (index, *owner, *([] if node.predicate is None else [node.predicate]))
 
         def emit() -> list[str]:
-            name = self.names.buffers[buffer]
+            name = self.memory(buffer, owner)
             wide = node.predicate is None and self.is_wide(buffer, access.lanes, index)
             if wide and not access.scattered:
                 return self._wide_load(name, buffer, access.lanes, self._values[index][0])
@@ -335,12 +338,26 @@ class ExprEmitter:
     def place(self, buffer: Buffer, indices: tuple[Expr, ...]) -> Access:
         """Where elements lie, in normal form. Lanes that are neighbours in memory are found also
         where they go from one row of the buffer to the next."""
-        access, simplify = access_of(buffer, indices), self.names.analyzer.simplify
+        shape = shape_in_block(buffer)
+        part = replace(buffer, shape=shape), indices[len(buffer.shape) - len(shape) :]
+        access, simplify = access_of(*part), self.names.analyzer.simplify
         if access.scattered:
             lanes = [simplify(_lane_of(access.index, i)) for i in range(access.lanes)]
             if all(lane is simplify(lanes[0] + i) for i, lane in enumerate(lanes)):
                 return Access(lanes[0], access.lanes, False)
         return replace(access, index=simplify(access.index))
+
+    def owner(self, buffer: Buffer, indices: tuple[Expr, ...]) -> tuple[Expr, ...]:
+        """The block of the cluster that has an element, if that may be another than this."""
+        remote = buffer.scope is Scope.CLUSTER and indices[0] is not self.names.rank
+        return indices[:1] if remote else ()
+
+    def memory(self, buffer: Buffer, owner: tuple[Expr, ...]) -> str:
+        """The text of a buffer's address, in this block or in its `owner`."""
+        name = self.names.buffers[buffer]
+        if not owner:
+            return name
+        return f"{self.out.use('cluster_map')}({name}, {self.scalar(owner[0])})"
 
     def element(self, index: Expr, access: Access, lane: int) -> str:
         """The text of a lane's element number."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from ...diagnostics import ScheduleError, Span
 THREADS_PER_BLOCK = 1024
 BLOCK = (1024, 1024, 64)  # of threadIdx.x, y, z
 GRID = (2**31 - 1, 65535, 65535)  # of blockIdx.x, y, z
+CLUSTER_SIZE = 16  # blocks
+PORTABLE_CLUSTER = 8  # more must be asked for, and not every GPU of an architecture has them
 STATIC_SHARED = 48 * 1024  # bytes; more is asked for at launch
 
 _SHARED = {
@@ -39,6 +42,15 @@ def compute_capability(arch: str) -> int:
 def has_async_copies(arch: str) -> bool:
     """Whether there are cp.async and the matrix instructions of `tir.tensor_intrinsics.warp`."""
     return compute_capability(arch) >= 80
+
+
+def cluster_limit(arch: str) -> int:
+    """Blocks that a cluster may have; 1 where there are no clusters.
+
+    >>> cluster_limit("sm_90a"), cluster_limit("sm_80")
+    (16, 1)
+    """
+    return CLUSTER_SIZE if compute_capability(arch) >= 90 else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +129,10 @@ def check_launch(launch: Launch, arch: str, span: Span) -> None:
     for extent, limit, dim in zip(launch.grid, GRID, "xyz", strict=True):
         if extent > limit:
             _refuse(launch, f"blockIdx.{dim} has extent {extent}, at most {limit}", span)
+    blocks = math.prod(launch.cluster)
+    if blocks > cluster_limit(arch):
+        reason = f"a cluster has {blocks} blocks, at most {cluster_limit(arch)} on {arch}"
+        _refuse(launch, reason, span)
     if launch.shared_bytes > shared_limit(arch):
         _refuse(
             launch,

@@ -29,6 +29,7 @@ Grid = tuple[int, int, int]
 # CUdevice_attribute
 _CLOCK_KHZ, _SMS, _MEMORY_KHZ, _BUS_BITS, _L2_BYTES, _MAJOR, _MINOR = 13, 16, 36, 37, 38, 75, 76
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_LARGE_CLUSTERS = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 _CAPTURE_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 _DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING
@@ -54,6 +55,7 @@ class Driver(Protocol):
     def load_module(self, code: bytes) -> int: ...
     def function(self, module: int, name: str) -> int: ...
     def allow_shared(self, function: int, nbytes: int) -> None: ...
+    def allow_large_clusters(self, function: int) -> None: ...
     def tensor_map(self, spec: TensorMapSpec, address: int) -> ctypes.Array: ...
     def launch(
         self, function: int, grid: Grid, block: Grid, shared: int, stream: int,
@@ -226,6 +228,10 @@ class CudaDriver:
     def allow_shared(self, function: int, nbytes: int) -> None:
         """Let launches of a function ask for up to `nbytes` of shared memory."""
         self._call("cuFuncSetAttribute", function, _MAX_DYNAMIC_SHARED, nbytes)
+
+    def allow_large_clusters(self, function: int) -> None:
+        """Let launches of a function have clusters of more than 8 blocks."""
+        self._call("cuFuncSetAttribute", function, _LARGE_CLUSTERS, 1)
 
     def tensor_map(self, spec: TensorMapSpec, address: int) -> ctypes.Array:
         """The map of a tensor at `address`, as a kernel argument."""

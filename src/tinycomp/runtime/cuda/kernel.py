@@ -17,7 +17,7 @@ from ...tir.nodes import Buffer
 from ..function import TimeResult
 from .arrays import holds, is_dense
 from .driver import Driver
-from .program import check_arch, host_bytes, release
+from .program import check_arch, function_of, host_bytes, release
 from .timing import time_on_stream
 
 _Flags = namedtuple("_Flags", ["c_contiguous", "aligned", "writeable"])
@@ -65,10 +65,7 @@ class DeviceKernel:
         self.kernel, self.driver = kernel, driver
         driver.use()
         module = driver.load_module(cubin.code)
-        self.functions = [driver.function(module, launch.name) for launch in kernel.launches]
-        for function, launch in zip(self.functions, kernel.launches, strict=True):
-            if launch.dynamic_shared:
-                driver.allow_shared(function, launch.dynamic_shared)
+        self.functions = [function_of(driver, module, launch) for launch in kernel.launches]
         self.stream = driver.new_stream()
         self.workspace = driver.allocate(kernel.workspace_bytes + 256)
         self.error = self.workspace + kernel.workspace_bytes // 256 * 256

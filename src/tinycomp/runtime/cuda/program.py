@@ -8,6 +8,7 @@ and one for each set of arrays in place (see `CudaModule.run`).
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ...codegen.cuda.limits import Launch
+from ...codegen.cuda.limits import PORTABLE_CLUSTER, Launch
 from ...diagnostics import ExecutionError, MemoryBudgetError, Span, TinycompError
 from ...relay.constant_pool import align
 from ...relay.plan import Branch, BufferRef, Copy, KernelCall, Repeat, Space, Step, all_steps
@@ -51,11 +52,8 @@ class DeviceProgram:
         for kernel, code in artifact.objects.items():
             module = driver.load_module(code)
             self.kernels[kernel] = [
-                (driver.function(module, one.name), one) for one in plan.launches[kernel]
+                (function_of(driver, module, one), one) for one in plan.launches[kernel]
             ]
-            for function, one in self.kernels[kernel]:
-                if one.dynamic_shared:
-                    driver.allow_shared(function, one.dynamic_shared)
         self.calls = [s for s in all_steps(types.steps) if isinstance(s, KernelCall)]
         self.numbers = {id(call): i for i, call in enumerate(self.calls)}
         self.can_fail = any(one.can_fail for c in self.calls for one in plan.launches[c.kernel])
@@ -346,6 +344,16 @@ def check_arch(arch: str, present: str) -> None:
             f"this module is compiled for {arch}, but the GPU is {present}",
             hint=f"compile it again with target='cuda -arch={present}'",
         )
+
+
+def function_of(driver: Driver, module: int, launch: Launch) -> int:
+    """The function of a launch, allowed all that the launch asks for."""
+    function = driver.function(module, launch.name)
+    if launch.dynamic_shared:
+        driver.allow_shared(function, launch.dynamic_shared)
+    if math.prod(launch.cluster) > PORTABLE_CLUSTER:
+        driver.allow_large_clusters(function)
+    return function
 
 
 def _usable(array: DeviceArray) -> bool:

@@ -19,7 +19,7 @@ from ...target import Target
 from ...te.tensor import ExternOp, Tensor, topological
 from ...tir.lower_gpu import lower_gpu
 from ...tir.nodes import Alloc, PrimFunc, Scope, Seq
-from ...tir.passes.share_memory import shared_bytes
+from ...tir.passes.share_memory import IN_BLOCK, shared_bytes
 from ...tir.schedule import Schedule, create_schedule
 from ...tir.tree import statements
 from ..collapse import collapse_dims
@@ -137,7 +137,7 @@ def _shared_bytes(func: PrimFunc) -> int:
         shared_bytes(
             s.buffer
             for s in statements(root)
-            if isinstance(s, Alloc) and s.buffer.scope is Scope.SHARED
+            if isinstance(s, Alloc) and s.buffer.scope in IN_BLOCK
         )
         for root in roots
     ]

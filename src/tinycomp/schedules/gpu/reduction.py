@@ -20,7 +20,8 @@ from ...te.tensor import ComputeOp, Tensor
 from ...tir.schedule import CachedTensor, Stage
 from ..common import Kernel, extent_of, extents, inline_injective
 from .bind import THREADS, bind_flat
-from .rows import input_lanes, part_plan, place_part, schedule_rows
+from .row_plan import input_lanes, part_plan
+from .rows import place_part, schedule_rows
 from .window import outputs_of_thread, schedule_windows
 
 _MAX_UNROLLED_WINDOW = 32

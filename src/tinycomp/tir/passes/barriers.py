@@ -3,6 +3,10 @@
 S[t] = A[t]                 S[t] = A[t]
 B[t] = S[7 - t]     -->     barrier()
                             B[t] = S[7 - t]
+
+Memory that the blocks of a cluster share needs barriers of the whole cluster. Besides, a block may
+reach for the memory of another only while that one runs: after all have begun, of which each tells
+the others right at its start, and until all have met after the last such access.
 """
 
 from __future__ import annotations
@@ -27,10 +31,16 @@ from ..nodes import (
     Stmt,
     Store,
 )
-from ..tree import statements
+from ..primitives.annotate import CLUSTER
+from ..tree import loads_in, statements, stores_in
 from .visit import Visit, drive, make_if, rebuilt
 
 BARRIER = Evaluate(Call("barrier", (), DType.BOOL))
+CLUSTER_ARRIVE = Evaluate(Call("cluster_arrive", (), DType.BOOL))
+CLUSTER_WAIT = Evaluate(Call("cluster_wait", (), DType.BOOL))
+CLUSTER_BARRIER = (CLUSTER_ARRIVE, CLUSTER_WAIT)
+"""What all threads of a cluster did before they arrived can be seen after they have waited."""
+_COMMON = (Scope.SHARED, Scope.CLUSTER, Scope.GLOBAL)
 SYNCHRONIZED = "synchronized"  # annotation of a loop: buffers for which it has its own barriers
 
 
@@ -49,7 +59,20 @@ class _Pending:
         self.written |= other.written
 
     def clear(self) -> None:
+        """All threads of the cluster have met."""
         self.read, self.written = set(), set()
+
+    def clear_block(self) -> None:
+        """The threads of a block have met."""
+        self.read = {b for b in self.read if b.scope is Scope.CLUSTER}
+        self.written = {b for b in self.written if b.scope is Scope.CLUSTER}
+
+    def in_cluster(self) -> _Pending:
+        """The part that is in memory of the cluster."""
+        return _Pending(
+            {b for b in self.read if b.scope is Scope.CLUSTER},
+            {b for b in self.written if b.scope is Scope.CLUSTER},
+        )
 
 
 def is_barrier(stmt: Stmt) -> bool:
@@ -85,7 +108,10 @@ def insert_barriers(func: PrimFunc) -> PrimFunc:
 def _launch(func: PrimFunc, root: Stmt) -> Stmt:
     """One launch, after which everything is visible to the next."""
     inserter = _Inserter(func, root)
-    return drive(inserter.visit(root)) if inserter.threads else root
+    if not inserter.threads:
+        return root
+    result = drive(inserter.visit(root))
+    return inserter.within_lifetimes(result) if inserter.begun else result
 
 
 class _Inserter:
@@ -95,15 +121,22 @@ class _Inserter:
         self.threads = {
             s.var
             for s in statements(root)
-            if isinstance(s, For) and s.thread.startswith("threadIdx")
+            if isinstance(s, For) and s.thread.startswith(("threadIdx", "cluster"))
         }
         written = {s.buffer for s in statements(root) if isinstance(s, Store)}
         loops = [s for s in statements(root) if isinstance(s, For)]
         done = {b for loop in loops for b in loop.annotations.get(SYNCHRONIZED, ())}
-        self.common = {b for b in written - done if b.scope in (Scope.SHARED, Scope.GLOBAL)}
+        self.common = {b for b in written - done if b.scope in _COMMON}
         self.memo: dict[Stmt, _Pending] = {}
+        self.rank = next((s.var for s in loops if s.thread == CLUSTER), None)
+        self.begun = False  # whether all blocks of the cluster have
+        self.reaching = False  # whether they touched each other's memory since they met
 
     def visit(self, stmt: Stmt) -> Visit[Stmt]:
+        straight = isinstance(stmt, Seq | Alloc) or (isinstance(stmt, For) and stmt.thread)
+        if not straight and not self.begun and self.in_cluster(stmt):
+            self.begun = True
+            return Seq((CLUSTER_WAIT, *_flat((yield self.visit(stmt)))))
         if isinstance(stmt, For) and not stmt.thread:
             return (yield self.loop(stmt))
         if isinstance(stmt, Seq):
@@ -119,14 +152,40 @@ class _Inserter:
 
     def leaf(self, stmt: Stmt) -> Stmt:
         if is_barrier(stmt):
-            self.pending.clear()
+            self.pending.clear_block()
             return stmt
         uses = self.uses(stmt)
-        needed = self.pending.conflicts(uses)
-        if needed:
+        barrier: tuple[Stmt, ...] = ()
+        if self.pending.in_cluster().conflicts(uses.in_cluster()):
+            barrier = CLUSTER_BARRIER
             self.pending.clear()
+            self.reaching = False
+        elif self.pending.conflicts(uses):
+            barrier = (BARRIER,)
+            self.pending.clear_block()
         self.pending.add(uses)
-        return Seq((BARRIER, stmt)) if needed else stmt
+        self.reaching |= any(block is not self.rank for block in self.in_cluster(stmt))
+        return Seq((*barrier, stmt)) if barrier else stmt
+
+    def in_cluster(self, stmt: Stmt) -> list[Any]:
+        """The blocks whose shared memory a statement touches as that of a cluster."""
+        if self.rank is None:
+            return []
+        places = [(s.buffer, s.indices) for s in stores_in(stmt)]
+        places += [(load.source, load.indices) for load in loads_in(stmt)]
+        return [at[0] for buffer, at in places if buffer.scope is Scope.CLUSTER]
+
+    def within_lifetimes(self, root: Stmt) -> Stmt:
+        """Let blocks live as long as others may reach for their memory."""
+        axes: list[For] = []
+        while isinstance(root, For) and root.thread:
+            axes.append(root)
+            root = root.body
+        end = CLUSTER_BARRIER if self.reaching else ()
+        result: Stmt = Seq((CLUSTER_ARRIVE, *_flat(root), *end))
+        for axis in reversed(axes):
+            result = replace(axis, body=result)
+        return result
 
     def uses(self, stmt: Stmt) -> _Pending:
         """What a statement reads and writes of the memory that threads share."""

@@ -12,11 +12,14 @@ become one nest around everything, in which thread number t runs its iteration o
 `insert_barriers` then separates what depends on each other. What is outside of every loop over a
 thread axis runs once: by thread 0 if it writes memory that threads share, else by all of them,
 each for itself. (The inverse is the fission of MCUDA, Stratton et al., LCPC 2008.)
+
+The axis cluster.x, the blocks of a cluster, is a thread axis like the others, except that each of
+its iterations has shared memory of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ...diagnostics import ScheduleError
@@ -31,12 +34,14 @@ from ...ir.expr import (
     Load,
     Var,
     all_of,
+    as_int,
     call,
     const,
     variables,
 )
 from ..nodes import (
     ONCE,
+    ONCE_PER_CLUSTER,
     Buffer,
     Collective,
     Evaluate,
@@ -49,7 +54,7 @@ from ..nodes import (
     Stmt,
     Store,
 )
-from ..primitives.annotate import REDUCE_THREADS
+from ..primitives.annotate import CLUSTER, REDUCE_THREADS
 from ..tree import statements
 from .visit import Visit, drive, make_if, rebuild_stmt, seq, substituter
 
@@ -103,7 +108,7 @@ def _launch(func: PrimFunc, root: Stmt, allocs: list[Buffer]) -> Stmt:
     stmt = drive(_Program(func, axes, allocs).visit(root, frozenset()))
     if isinstance(stmt, Seq) and not grid and not axes.vars:  # keep what one thread runs together
         grid = [For(Var("blockIdx.x"), const(0), const(1), stmt, ForKind.THREAD, "blockIdx.x")]
-    for tag in sorted(axes.vars):  # threadIdx.x outermost; the order has no meaning
+    for tag in sorted(axes.vars, key=lambda tag: (tag == CLUSTER, tag)):  # clusters outermost
         extent = const(axes.extents[tag])
         stmt = For(axes.vars[tag], const(0), extent, stmt, ForKind.THREAD, tag)
     for loop in reversed(grid):
@@ -217,12 +222,18 @@ class _Program:
         if stmt.buffer.scope is Scope.SHARED:  # threads that compute the same element
             used = {v for index in stmt.indices for v in variables(index)}
             bound = frozenset(tag for tag in bound if self.axes.vars[tag] in used)
-        zeros = [
-            var.equal(0)
-            for tag, var in self.axes.vars.items()
-            if tag not in bound and self.axes.extents[tag] > 1
-        ]
-        return If(Call(ONCE, (all_of(zeros),), DType.BOOL), stmt) if zeros else stmt
+        return self.by_one(stmt, [tag for tag in self.axes.vars if tag not in bound])
+
+    def by_one(self, stmt: Stmt, tags: Sequence[str]) -> Stmt:
+        """A store by the first of all threads along these axes."""
+        wide = [tag for tag in tags if self.axes.extents[tag] > 1]
+        zeros = [self.axes.vars[tag].equal(0) for tag in wide if tag != CLUSTER]
+        if zeros:
+            stmt = If(Call(ONCE, (all_of(zeros),), DType.BOOL), stmt)
+        if CLUSTER in wide:
+            first = self.axes.vars[CLUSTER].equal(0)
+            stmt = If(Call(ONCE_PER_CLUSTER, (first,), DType.BOOL), stmt)
+        return stmt
 
     # -- reductions across threads -------------------------------------------------------------
 
@@ -230,44 +241,64 @@ class _Program:
         """`for k in T: r = r op partial[k]`, where thread k holds partial[k].
 
         Each warp combines its values by exchanging registers; the results of the warps go
-        through shared memory, and every thread combines these. A result in registers is then in
-        all threads; memory is written by the first. What stands before the combination is done by
-        each thread.
+        through shared memory, and every thread combines these. Where a loop over cluster.x is
+        around, the blocks then do the same through each other's shared memory. A result in
+        registers is then in all threads; memory is written by the first. What stands before the
+        combination is done by each thread.
         """
-        before, guard, store, operand, op = self._combination(loop)
-        assert isinstance(loop.extent, IntImm)
-        extent = loop.extent.value
-        if extent != self.axes.extents.get(LANE) or (extent % WARP and extent & (extent - 1)):
-            raise ScheduleError(
-                f"{self.func.name}: the reduction over {loop.var.name!r} across {extent} threads "
-                f"needs {LANE} to be as long, and a power of two or a multiple of {WARP}",
-                hint=f"split the reduction axis by the extent of {LANE}",
-            )
-        lane = self.axes.vars[LANE]
-        self.values[loop.var] = lane
+        axes, body = self._reduced_axes(loop)
+        tags = list(axes.values())
+        before, guard, store, operand, op = self._combination(axes, body)
+        self.values.update({var: self.axes.vars[tag] for var, tag in axes.items()})
         self.substitute = substituter(self.values)
         steps: list[Stmt] = []
         for stmt in before:
-            steps.append((yield self.visit(stmt, bound | {LANE})))
+            steps.append((yield self.visit(stmt, bound | set(tags))))
         value = self._own("value", (), store.buffer)
         operand, guard = self.substitute(operand), self.substitute(guard)
         if guard is not TRUE:  # all lanes of a warp exchange registers, also those without work
             operand = call("if_then_else", guard, operand, const(0, operand.dtype))
         steps.append(Store(value, (), operand))
-        mine = Load(value, (), None)
+        if LANE in tags:
+            steps += self._across_threads(value, op)
+        if CLUSTER in tags:
+            steps += self._across_blocks(value, op, LANE in tags)
+        result = self.substitute(store)
+        assert isinstance(result, Store)
+        previous = Load(result.buffer, result.indices, None)
+        last = replace(result, value=Binary(op, previous, Load(value, (), None)))
+        return seq([*steps, make_if(guard, self.by_one(last, tags))])
+
+    def _reduced_axes(self, loop: For) -> tuple[dict[Var, str], Stmt]:
+        """The variables of a loop that combines and of one inside, with their thread axes; and
+        the body."""
+        tags: dict[Var, str] = {}
+        stmt: Stmt = loop
+        while isinstance(stmt, For) and stmt.annotations.get(REDUCE_THREADS):
+            tag = CLUSTER if stmt.thread == CLUSTER else LANE
+            extent = as_int(stmt.extent)
+            apart = tag == LANE and extent % WARP and extent & (extent - 1)
+            if extent != self.axes.extents.get(tag) or apart:
+                raise ScheduleError(
+                    f"{self.func.name}: the reduction over {stmt.var.name!r} across {extent} "
+                    f"threads needs {tag} to be as long"
+                    + (f", and a power of two or a multiple of {WARP}" if tag == LANE else ""),
+                    hint=f"split the reduction axis by the extent of {tag}",
+                )
+            tags[stmt.var] = tag
+            stmt = stmt.body
+        return tags, stmt
+
+    def _across_threads(self, value: Buffer, op: BinaryOp) -> list[Stmt]:
+        """Combine the values of all threads along threadIdx.x; each has the result."""
+        extent, mine = self.axes.extents[LANE], Load(value, (), None)
+        steps: list[Stmt] = []
         distance = min(extent, WARP) // 2
         while distance:
             other = Call("shuffle_xor", (mine, const(distance)), value.dtype)
             steps.append(Store(value, (), Binary(op, mine, other)))
             distance //= 2
-        result = self.substitute(store)
-        assert isinstance(result, Store)
-        if extent > WARP:
-            steps += self._across_warps(value, op, extent // WARP)
-        previous = Load(result.buffer, result.indices, None)
-        last: Stmt = replace(result, value=Binary(op, previous, mine))
-        last = If(Call(ONCE, (lane.equal(0),), DType.BOOL), last)
-        return seq([*steps, make_if(guard, last)])
+        return steps + (self._across_warps(value, op, extent // WARP) if extent > WARP else [])
 
     def _across_warps(self, value: Buffer, op: BinaryOp, count: int) -> list[Stmt]:
         """Combine the values of `count` warps, each of which has one in all its lanes."""
@@ -277,17 +308,36 @@ class _Program:
         shape = (*(self.axes.extents[t] for t in others), count)
         warps = self._own("warps", shape, value, Scope.SHARED)
         first = make_if((lane % WARP).equal(0), Store(warps, (*place, lane // WARP), mine))
-        start = Store(value, (), Load(warps, (*place, const(0)), None))
-        warp = Var("warp")
-        combined = Binary(op, mine, Load(warps, (*place, warp + 1), None))
-        rest = For(warp, const(0), const(count - 1), Store(value, (), combined), ForKind.UNROLLED)
-        return [first, start, rest]
+        return [first, *_combined(value, op, warps, place, count)]
 
-    def _combination(self, loop: For) -> tuple[Sequence[Stmt], Expr, Store, Expr, BinaryOp]:
+    def _across_blocks(self, value: Buffer, op: BinaryOp, same: bool) -> list[Stmt]:
+        """Combine the values of the blocks of a cluster.
+
+        Block k writes its value to place k of every block, so that after one barrier each reads
+        its own shared memory only. If the threads along threadIdx.x have the `same` value, thread
+        d writes it to block d; otherwise each thread writes its own to all blocks.
+        """
+        rank, count = self.axes.vars[CLUSTER], self.axes.extents[CLUSTER]
+        apart = [t for t in sorted(self.axes.vars) if t != CLUSTER and not (same and t == LANE)]
+        place = tuple(self.axes.vars[t] for t in apart)
+        shape = (count, *(self.axes.extents[t] for t in apart), count)
+        blocks = self._own("blocks", shape, value, Scope.CLUSTER)
+        block = Var("block")
+        width = self.axes.extents[LANE] if same else 1
+        first = block * width + self.axes.vars[LANE] if same else block
+        push: Stmt = Store(blocks, (first, *place, rank), Load(value, (), None))
+        if count % width:
+            push = make_if(first < count, push)
+        push = For(block, const(0), const(-(-count // width)), push, ForKind.UNROLLED)
+        return [push, *_combined(value, op, blocks, (rank, *place), count)]
+
+    def _combination(
+        self, axes: Mapping[Var, str], body: Stmt
+    ) -> tuple[Sequence[Stmt], Expr, Store, Expr, BinaryOp]:
         """What stands before the combination, its guard, and r, partial[k] and op of it."""
-        *before, store = loop.body.stmts if isinstance(loop.body, Seq) else (loop.body,)
+        *before, store = body.stmts if isinstance(body, Seq) else (body,)
         guard: Expr = TRUE
-        if isinstance(store, If) and loop.var not in variables(store.condition):
+        if isinstance(store, If) and not set(axes) & set(variables(store.condition)):
             guard, store = store.condition, store.then
         if isinstance(store, Store) and isinstance(store.value, Binary):
             previous = Load(store.buffer, store.indices, None)
@@ -297,9 +347,9 @@ class _Program:
             if value.b is previous:
                 return before, guard, store, value.a, value.op
         raise ScheduleError(
-            f"{self.func.name}: the loop over {loop.var.name!r} does not combine one value per "
-            "thread into one",
-            excerpt="\n".join(str(loop).splitlines()[:17]),
+            f"{self.func.name}: the loop over {next(iter(axes)).name!r} does not combine one value "
+            "per thread into one",
+            excerpt="\n".join(str(body).splitlines()[:17]),
         )
 
     def _own(
@@ -309,3 +359,14 @@ class _Program:
         buffer = Buffer(f"{like.name}.{name}", extents, like.dtype, scope)
         self.allocs.append(buffer)
         return buffer
+
+
+def _combined(
+    value: Buffer, op: BinaryOp, parts: Buffer, place: tuple[Expr, ...], count: int
+) -> list[Stmt]:
+    """`value` from `parts[place, 0]` to `parts[place, count - 1]`."""
+    start = Store(value, (), Load(parts, (*place, const(0)), None))
+    part = Var("part")
+    both = Binary(op, Load(value, (), None), Load(parts, (*place, part + 1), None))
+    rest = For(part, const(0), const(count - 1), Store(value, (), both), ForKind.UNROLLED)
+    return [start, rest]

@@ -105,6 +105,8 @@ def _shrink(
 ) -> tuple[Buffer, list[Expr]]:
     """The buffer reduced to what is touched inside, and the first index of each dimension."""
     whole = buffer, [const(0)] * len(buffer.shape)
+    if buffer.scope is Scope.CLUSTER:  # its shape says how the blocks divide it
+        return whole
     around = {s for s in outside[:-1] if isinstance(s, For)}
     if buffer.scope is Scope.SHARED:  # common to the threads of a block
         around = {s for s in around if not s.thread.startswith("threadIdx")}

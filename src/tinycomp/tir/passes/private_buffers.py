@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,20 @@ from ...diagnostics import ScheduleError
 from ...ir.expr import Call, Expr, Load, Var, const
 from ...ir.node import postorder, rewrite
 from ...te.simplify import Analyzer
-from ..nodes import ONCE, Alloc, Buffer, For, If, PrimFunc, Scope, Seq, Stmt, Store
+from ..nodes import (
+    ONCE,
+    ONCE_PER_CLUSTER,
+    Alloc,
+    Buffer,
+    For,
+    If,
+    PrimFunc,
+    Scope,
+    Seq,
+    Stmt,
+    Store,
+)
+from ..primitives.annotate import CLUSTER
 from ..region import Interval, interval, union
 from ..tree import child_statements, map_buffers, statements
 from .lower_blocks import CARRIES
@@ -19,6 +32,11 @@ from .visit import seq, substituter
 
 MAX_LOCAL = 1024
 """Elements of a buffer that one thread may hold; more would overflow the registers anyway."""
+
+
+_WITHIN_GRID = ("cluster", "threadIdx")
+# Marks of what one thread, or block, does for all; and the memory of which each has its own.
+_SEEN_BY_ALL = {ONCE: (Scope.LOCAL,), ONCE_PER_CLUSTER: (Scope.LOCAL, Scope.SHARED)}
 
 
 @dataclass
@@ -36,21 +54,25 @@ def place_buffers(func: PrimFunc) -> PrimFunc:
     the schedule keeps in the registers of a warp stays there.
 
     Raises:
-        ScheduleError: a warp reads registers of another.
+        ScheduleError: a warp reads registers of another, or a block of a cluster what is in the
+            shared memory of another.
     """
     roots = func.body.stmts if isinstance(func.body, Seq) else (func.body,)
     found: defaultdict[Buffer, _Accesses] = defaultdict(_Accesses)
     analyzer = Analyzer()
-    threads: set[Var] = set()
+    axes: dict[Var, For] = {}
     for root in roots:
-        _collect(root, set(func.allocs), found, analyzer, threads)
+        _collect(root, set(func.allocs), found, analyzer, axes)
+    threads = set(axes)
     moved: dict[Buffer, Buffer] = {}
     inner = _intervals(func.body)
     for buffer in func.allocs:
         accesses = found[buffer]
         if buffer.scope is Scope.SHARED:
             _require_one_launch(func, buffer, accesses)
-        if buffer.scope is Scope.SHARED or not accesses.roots:
+        if buffer.scope is Scope.SHARED:
+            _require_own_block(func, buffer, accesses, inner, axes, analyzer)
+        if buffer.scope in (Scope.SHARED, Scope.CLUSTER) or not accesses.roots:
             continue
         scope = Scope.GLOBAL
         if len(accesses.roots) == 1:
@@ -59,6 +81,8 @@ def place_buffers(func: PrimFunc) -> PrimFunc:
                 _require_private(func, buffer, private)
                 continue
             scope = Scope.LOCAL if private else Scope.SHARED
+            if not private:
+                _require_own_block(func, buffer, accesses, inner, axes, analyzer)
         if scope is not buffer.scope:
             moved[buffer] = replace(buffer, scope=scope)
     allocs = tuple(moved.get(b, b) for b in func.allocs)
@@ -83,6 +107,26 @@ def _require_private(func: PrimFunc, buffer: Buffer, private: bool) -> None:
         )
 
 
+def _require_own_block(
+    func: PrimFunc,
+    buffer: Buffer,
+    accesses: _Accesses,
+    inner: dict[Var, Interval],
+    axes: Mapping[Var, For],
+    analyzer: Analyzer,
+) -> None:
+    """The blocks of a cluster may read only their own parts of what is in shared memory."""
+    blocks = {var for var, axis in axes.items() if axis.thread == CLUSTER}
+    threads = {v: (a.min, a.min + a.extent - 1) for v, a in axes.items() if v not in blocks}
+    if blocks and not _is_private(accesses, {**inner, **threads}, blocks, analyzer):
+        raise ScheduleError(
+            f"{func.name}: a block of a cluster reads parts of {buffer.name!r} that another one "
+            "wrote to its own shared memory",
+            hint=f"let the stages that write and read it divide it along {CLUSTER} in the same way",
+            span=func.span,
+        )
+
+
 def _require_one_launch(func: PrimFunc, buffer: Buffer, accesses: _Accesses) -> None:
     if len(accesses.roots) > 1:
         raise ScheduleError(
@@ -98,15 +142,16 @@ def _decide_once(node: Any) -> Any:
     """What one thread was to do for all is done by each of them for memory of its own."""
     if not isinstance(node, If) or not isinstance(node.condition, Call):
         return node
-    if node.condition.name != ONCE:
+    if node.condition.name not in _SEEN_BY_ALL:
         return node
+    separate = _SEEN_BY_ALL[node.condition.name]
     condition = node.condition.args[0]
     own = {s.buffer for s in statements(node.then) if isinstance(s, Alloc)}
 
     def is_private(stmt: Stmt) -> bool:
         if not isinstance(stmt, Store) or stmt.buffer in own:
             return False
-        return stmt.buffer.scope is Scope.LOCAL
+        return stmt.buffer.scope in separate
 
     def guarded(stmt: Any) -> Any:
         return If(condition, stmt) if isinstance(stmt, Store) and not is_private(stmt) else stmt
@@ -123,13 +168,13 @@ def _collect(
     wanted: set[Buffer],
     found: defaultdict[Buffer, _Accesses],
     analyzer: Analyzer,
-    threads: set[Var],
+    axes: dict[Var, For],
 ) -> None:
     for stmt in statements(root):
         if isinstance(stmt, For):
             analyzer.bind(stmt.var, stmt.min, stmt.extent)
-            if stmt.thread.startswith("threadIdx"):
-                threads.add(stmt.var)
+            if stmt.thread.startswith(_WITHIN_GRID):
+                axes[stmt.var] = stmt
         if isinstance(stmt, Store) and stmt.buffer in wanted:
             found[stmt.buffer].stores.append(stmt.indices)
             found[stmt.buffer].roots.add(root)
@@ -141,11 +186,11 @@ def _collect(
 
 
 def _intervals(body: Stmt) -> dict[Var, Interval]:
-    """The ranges of the loops inside a block: what is not a grid or block axis."""
+    """The ranges of the loops of one thread: what is not a thread axis."""
     return {
         s.var: (s.min, s.min + s.extent - 1)
         for s in statements(body)
-        if isinstance(s, For) and not s.thread.startswith(("blockIdx", "threadIdx"))
+        if isinstance(s, For) and not s.thread.startswith(("blockIdx", *_WITHIN_GRID))
     }
 
 

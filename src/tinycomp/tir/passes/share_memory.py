@@ -13,13 +13,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...ir.expr import Load, as_int
+from ...ir.expr import Expr, Load, as_int
 from ..nodes import Alloc, Buffer, For, PrimFunc, Scope, Seq, Stmt, Store
 from ..tree import loads_in, stores_in
 from .barriers import BARRIER, SYNCHRONIZED, is_barrier
 from .visit import rewriter
 
 ALIGNMENT = 128  # bytes: a row of the banks
+IN_BLOCK = (Scope.SHARED, Scope.CLUSTER)
+"""Scopes of what is in the shared memory of blocks."""
 
 
 def share_memory(func: PrimFunc) -> PrimFunc:
@@ -40,8 +42,14 @@ def share_memory(func: PrimFunc) -> PrimFunc:
 
 
 def size_of(buffer: Buffer) -> int:
-    """Bytes of a buffer of known shape, rounded up to whole vectors."""
-    return -(-math.prod(as_int(d) for d in buffer.shape) * buffer.dtype.itemsize // 16) * 16
+    """Bytes of a buffer of known shape in one block, rounded up to whole vectors."""
+    shape = shape_in_block(buffer)
+    return -(-math.prod(as_int(d) for d in shape) * buffer.dtype.itemsize // 16) * 16
+
+
+def shape_in_block(buffer: Buffer) -> tuple[Expr, ...]:
+    """The shape of the part that one block has."""
+    return buffer.shape[1:] if buffer.scope is Scope.CLUSTER else buffer.shape
 
 
 def shared_bytes(buffers: Iterable[Buffer]) -> int:
@@ -147,4 +155,4 @@ def _with_barriers(program: Seq, lives: list[_Life]) -> tuple[Stmt, ...]:
     return tuple(stmts)
 
 
-__all__ = ["share_memory", "shared_bytes", "size_of"]
+__all__ = ["IN_BLOCK", "shape_in_block", "share_memory", "shared_bytes", "size_of"]

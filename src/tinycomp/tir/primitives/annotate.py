@@ -14,7 +14,8 @@ for i in parallel(4):
             B[i, j] = A[i, j] + 1f32
 
 A reduction axis may be bound to threadIdx.x where each iteration has one value: then the threads
-combine these with each other (see `passes.bind_threads`).
+combine these with each other (see `passes.bind_threads`). One around it may be bound to cluster.x:
+then the blocks of a cluster combine what their threads have.
 
 >>> s = create_schedule(B, [A])
 >>> s[B].bind("i", "blockIdx.x")
@@ -65,7 +66,12 @@ if TYPE_CHECKING:
 REDUCE_THREADS = "reduce_threads"
 """Annotation of a loop over threads that combines one value of each."""
 
-_THREAD = re.compile(r"(blockIdx|threadIdx)\.[xyz]|vthread(\.[xyz])?")
+CLUSTER = "cluster.x"
+"""Thread axis of the blocks of a cluster, which run at the same time and reach each other's shared
+memory (sm_90 and newer)."""
+
+_THREAD = re.compile(r"(blockIdx|threadIdx)\.[xyz]|cluster\.x|vthread(\.[xyz])?")
+_COMBINES = ("threadIdx", "cluster")
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,7 @@ def bind(func: PrimFunc, axis: Var, thread: str) -> PrimFunc:
     """
     require_thread_name(thread)
     loop = loop_of(func, axis)
-    combines = thread.startswith("threadIdx") and IterKind.REDUCE in axis_kinds(func, axis)
+    combines = thread.startswith(_COMBINES) and IterKind.REDUCE in axis_kinds(func, axis)
     if combines:
         _require_combination(func, loop, thread)
     else:
@@ -181,7 +187,10 @@ def bind(func: PrimFunc, axis: Var, thread: str) -> PrimFunc:
 def _require_combination(func: PrimFunc, loop: For, thread: str) -> None:
     """ScheduleError unless each iteration of a reduction loop has one value to combine."""
     name = loop.var.name
-    last = loop.body.stmts[-1] if isinstance(loop.body, Seq) else loop.body
+    last = loop.body
+    if thread == CLUSTER and isinstance(last, For) and last.annotations.get(REDUCE_THREADS):
+        last = last.body  # the threads of each block combine their values before the blocks do
+    last = last.stmts[-1] if isinstance(last, Seq) else last
     others = [b for b in blocks_in(loop) if b is not last]
     if not isinstance(last, Block) or any(IterKind.REDUCE in kinds_in(b, loop.var) for b in others):
         raise ScheduleError(
@@ -190,9 +199,10 @@ def _require_combination(func: PrimFunc, loop: For, thread: str) -> None:
             hint=f"split it by the number of threads, s.rfactor(tensor, inner), and bind the axis "
             f"that is then reduced to {thread}",
         )
-    if thread != "threadIdx.x":
+    if thread not in ("threadIdx.x", CLUSTER):
         raise ScheduleError(
-            f"threads of {thread} do not combine values", hint='bind it to "threadIdx.x"'
+            f"threads of {thread} do not combine values",
+            hint=f'bind it to "threadIdx.x" or "{CLUSTER}"',
         )
     if not isinstance(loop.extent, IntImm):
         raise ScheduleError(
@@ -200,6 +210,8 @@ def _require_combination(func: PrimFunc, loop: For, thread: str) -> None:
             hint="split it by a constant, and rfactor the inner part",
         )
     extent = loop.extent.value
+    if thread == CLUSTER:
+        return
     if extent > 1024 or (extent % 32 and extent & (extent - 1)):
         raise ScheduleError(
             f"{extent} threads cannot combine their values",
@@ -212,7 +224,7 @@ def require_thread_name(thread: str) -> None:
     if not _THREAD.fullmatch(thread):
         raise ScheduleError(
             f"{thread!r} is not a thread axis",
-            hint="one of blockIdx.x/y/z, threadIdx.x/y/z, vthread, vthread.x/y/z",
+            hint="one of blockIdx.x/y/z, cluster.x, threadIdx.x/y/z, vthread, vthread.x/y/z",
         )
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from ...diagnostics import InternalError
 from ...ir.expr import Expr, Var
 from ..gpu_executor import ThreadGroup
-from ..gpu_memory import Threads
+from ..gpu_memory import LaunchShape, Threads
 from ..nodes import Buffer, For, If, PrimFunc, Seq, Stmt, Store
 from ..passes.visit import drive
 from ..tree import statements
@@ -213,7 +213,8 @@ class Agent:
         self.blocked = ""
         self._may: Callable[[], bool] = lambda: True
         self.rounds = dict.fromkeys(role.cursors, 0)
-        threads = Threads((1, 1, 1), (1 if role.single else op.WARPGROUP, 1, 1), 0, 1)
+        lanes = 1 if role.single else op.WARPGROUP
+        threads = Threads(LaunchShape((1, 1, 1), (lanes, 1, 1)), 0, 1)
         self.memory = WarpgroupMemory(self, machine.outputs)
         self.lanes = ThreadGroup(machine.func, threads, self.memory)  # type: ignore[arg-type]
         values: dict[Var, Any] = {
