@@ -118,6 +118,24 @@ def test_calls_with_numpy_arrays():
 
 
 @needs_nvrtc
+def test_clusters_of_more_than_eight_blocks_are_asked_for():
+    a = te.placeholder((64, 32), name="A")
+    k = te.reduce_axis((0, 64), name="k")
+    b = te.compute((32,), lambda j: te.sum(a[k, j], axis=k), name="B")
+    s = te.create_schedule(b.op)
+    block, _ = s[b].split("k", nparts=16)
+    partial = s.rfactor(b, block)
+    j, block = s[b].axes
+    s[b].bind(j, "threadIdx.x")
+    s[b].bind(block, "cluster.x")
+    s[partial].compute_at(s[b], block)
+    f, _ = on_fake_device(tinycomp.build(s, [a, b], target="cuda -arch=sm_90a"))
+    x, out = np.ones((64, 32), np.float32), np.empty(32, np.float32)
+    f(x, out)
+    np.testing.assert_array_equal(out, 64)
+
+
+@needs_nvrtc
 def test_calls_with_device_arrays():
     f, driver = on_fake_device(tinycomp.build(*doubled(), target="cuda -arch=sm_90a"))
     a, b = put(driver, np.arange(1000, dtype=np.float32)), put(driver, np.empty(1000, np.float32))

@@ -62,6 +62,7 @@ def test_kernels(driver, library):
     module = driver.load_module(b"\x7f\x05\x00\x00")
     function = driver.function(module, "kernel")
     driver.allow_shared(function, 200_000)
+    driver.allow_large_clusters(function)
     arguments = [ctypes.c_uint64(1 << 40), ctypes.c_int32(7)]
     driver.launch(function, (1, 2, 3), (4, 5, 6), 8, 60, arguments)
     driver.launch(function, (1, 2, 3), (4, 5, 6), 8, 60, arguments, programmatic=True)
@@ -69,6 +70,7 @@ def test_kernels(driver, library):
         "cuModuleLoadData(5)",
         "cuModuleGetFunction(50kernel)",
         "cuFuncSetAttribute(51,200000)",
+        "cuFuncSetAttribute(51clusters1)",
         f"cuLaunchKernel(1,2,3,4,5,6,8,51,60,{1 << 40},7)",
         "cuLaunchKernelEx(1,2,3,4,5,6,8,1,60,pdl1,51,7)",
     ]
