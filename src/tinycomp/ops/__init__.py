@@ -36,13 +36,14 @@ from . import (
     scatter,
     shape,
     softmax,
+    topk,
     unary,
 )
 from .onnx_node import OnnxImport
 
 FAMILIES: tuple[ModuleType, ...] = (
     *(unary, binary, reduce, shape, create, index, scatter, layout, control, einsum),
-    *(cumulative,),
+    *(cumulative, topk),
     *(quantize, quantized_matmul, matmul_bytes),
     *(matmul, conv, conv_transpose, pool, softmax, norm, activation, rnn, resize),
     *(attention, fused_attention),

@@ -1,4 +1,4 @@
-"""Reading at computed places: `take gather gather_nd reverse_sequence`, and `topk`.
+"""Reading at computed places: `take gather gather_nd reverse_sequence`.
 
 Indices may be negative once; beyond that they are an error when the model runs.
 """
@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import te
 from ..diagnostics import ExecutionError, ModelError, TypeMismatch
 from ..dtype import DType
-from ..ir.expr import Expr, as_expr, call, cast, const, select
+from ..ir.expr import Expr, as_expr, call, cast, select
 from ..relay.nodes import Atom, Constant
 from ..relay.op import Attrs, Op, OpPattern, Sample
-from ..te.tensor import Tensor, compute, reduce_axis
-from ..types import Dim, TensorType, TupleType
-from .common import INTS, NUMBERS, normalize_axis, require_dtype, sample_array, tensors
+from ..te.tensor import Tensor, compute
+from ..types import Dim, TensorType
+from .common import INTS, normalize_axis, require_dtype, sample_array, tensors
 from .onnx_node import OnnxImport, OnnxNode
 
 
@@ -37,14 +36,6 @@ class GatherNdAttrs(Attrs):
 class ReverseSequenceAttrs(Attrs):
     seq_axis: int
     batch_axis: int
-
-
-@dataclass(frozen=True)
-class TopkAttrs(Attrs):
-    k: int
-    axis: int
-    largest: bool = True
-    sorted: bool = True
 
 
 def checked(index: Expr, extent: Any) -> Expr:
@@ -233,74 +224,7 @@ REVERSE_SEQUENCE = Op(
 )
 
 
-def _infer_topk(attrs: TopkAttrs, types: Any) -> TupleType:
-    (x,) = tensors("topk", types, 1)
-    require_dtype("topk", 0, x, NUMBERS)
-    axis = normalize_axis("topk", attrs.axis, x.rank)
-    extent = x.shape[axis]
-    if isinstance(extent, int) and not 0 <= attrs.k <= extent:
-        raise TypeMismatch(f"topk: k={attrs.k} is more than axis {axis} of {x} has")
-    shape = (*x.shape[:axis], attrs.k, *x.shape[axis + 1 :])
-    return TupleType((TensorType(shape, x.dtype), TensorType(shape, DType.INT64)))
-
-
-def _compute_topk(attrs: TopkAttrs, inputs: Any, out: TupleType) -> list[Tensor]:
-    """By rank: the number of elements that precede an element is its place in the result."""
-    (x,) = inputs
-    axis = attrs.axis % x.ndim
-    shape = out.fields[0].shape  # type: ignore[union-attr]
-
-    def at(i: Any, index: Expr) -> Any:
-        return (*i[:axis], index, *i[axis + 1 :])
-
-    def rank(*i: Expr) -> Expr:
-        j = reduce_axis((0, x.shape[axis]), name="j")
-        mine, other = x(*i), x(*at(i, j.var))
-        better = other > mine if attrs.largest else other < mine
-        ahead = better | (other.equal(mine) & (j.var < i[axis]))
-        return te.sum(const(1), axis=j, where=ahead)
-
-    ranks = compute(x.shape, rank, name="topk_rank")
-
-    def index(*i: Expr) -> Expr:
-        j = reduce_axis((0, x.shape[axis]), name="j")
-        return te.sum(j.var, axis=j, where=ranks(*at(i, j.var)).equal(i[axis]))
-
-    indices = compute(shape, index, name="topk_index")
-    values = compute(
-        shape, lambda *i: x(*at(i, checked(indices(*i), x.shape[axis]))), name="topk_value"
-    )
-    return [values, indices]
-
-
-def _np_topk(attrs: TopkAttrs, arrays: Any) -> tuple[np.ndarray, np.ndarray]:
-    (x,) = arrays
-    if attrs.largest:  # a stable descending order: sort the reversed array, and reverse
-        last = x.shape[attrs.axis] - 1
-        order = last - np.argsort(np.flip(x, attrs.axis), attrs.axis, kind="stable")
-        order = np.flip(order, attrs.axis)
-    else:
-        order = np.argsort(x, attrs.axis, kind="stable")
-    order = np.ascontiguousarray(np.take(order, np.arange(attrs.k), attrs.axis)).astype(np.int64)
-    return np.take_along_axis(x, order, attrs.axis), order
-
-
-TOPK = Op(
-    "topk",
-    OpPattern.OPAQUE,
-    _infer_topk,
-    _compute_topk,
-    _np_topk,
-    TopkAttrs,
-    lambda: (
-        Sample((sample_array((3, 6)),), TopkAttrs(2, 1)),
-        Sample((sample_array((6, 2), DType.INT32),), TopkAttrs(4, 0, False)),
-        Sample((sample_array((9,), DType.INT32),), TopkAttrs(9, 0)),
-    ),
-    doc="The k largest or smallest elements and their indices; equal ones keep their order.",
-)
-
-OPS: tuple[Op, ...] = (TAKE, GATHER, GATHER_ND, REVERSE_SEQUENCE, TOPK)
+OPS: tuple[Op, ...] = (TAKE, GATHER, GATHER_ND, REVERSE_SEQUENCE)
 
 
 def _axis(node: OnnxNode, default: int = 0) -> int:
@@ -358,17 +282,9 @@ def _import_reverse_sequence(node: OnnxNode) -> Atom:
     )  # fmt: skip
 
 
-def _import_topk(node: OnnxNode) -> list[Atom]:
-    return node.builder.call_many(
-        "topk", node.input(0), k=int(node.scalar(1)), axis=_axis(node, -1),
-        largest=bool(node.attr("largest", 1)), sorted=bool(node.attr("sorted", 1)),
-    )  # fmt: skip
-
-
 ONNX: dict[str, OnnxImport] = {
     "Gather": _import_gather,
     "GatherElements": _import_gather_elements,
     "GatherND": _import_gather_nd,
     "ReverseSequence": _import_reverse_sequence,
-    "TopK": _import_topk,
 }

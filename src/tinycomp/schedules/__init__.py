@@ -31,6 +31,7 @@ from .matmul_bytes import byte_dot, schedule_matmul_bytes
 from .reduction import schedule_lane_reduction
 from .rows import schedule_rows
 from .to_te import Compute, to_te
+from .topk import expand_topk
 from .window import schedule_conv
 
 __all__ = ["build_kernel", "default_schedule"]
@@ -42,6 +43,7 @@ def expansions(target: Target) -> dict[str, Compute]:
     return {
         "cumsum": partial(expand_cumulative, BinaryOp.ADD, target),
         "cumprod": partial(expand_cumulative, BinaryOp.MUL, target),
+        "topk": expand_topk,
     }
 
 

@@ -61,11 +61,16 @@ def create_func(
                 for i in range(step.num_outputs):
                     declare(step.output(i))
         targets = [declare(op.output(i)) for i in range(op.num_outputs)]
-        nest = _nest(op, targets, buffers)
-        while isinstance(nest, Alloc):  # scratch memory of an extern
-            scratch.append(nest.buffer)
-            nest = nest.body
-        nests.extend(nest.stmts if isinstance(nest, Seq) else [nest])
+        work = [_nest(op, targets, buffers)]
+        while work:  # an extern may be several nests, with scratch memory around
+            nest = work.pop()
+            if isinstance(nest, Alloc):
+                scratch.append(nest.buffer)
+                work.append(nest.body)
+            elif isinstance(nest, Seq):
+                work.extend(reversed(nest.stmts))
+            else:
+                nests.append(nest)
         span |= getattr(op, "span", NO_SPAN)
     params = tuple(buffers[t] for t in (*inputs, *outputs))
     intermediate = (b for b in dict.fromkeys(buffers.values()) if b not in params)

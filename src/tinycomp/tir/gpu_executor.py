@@ -49,6 +49,7 @@ from ..ir.expr import (
     Var,
     as_int,
 )
+from ..ir.instruction import Reinterpret
 from ..te.evaluate_expr import BINARY, INTRINSIC, cast
 from .gpu_memory import LaunchShape, Memory, RaceError, Threads
 from .gpu_warp import Warps
@@ -322,6 +323,8 @@ class ThreadGroup:
                 return BINARY[node.op](*self._aligned(node, (node.a, node.b), values))
             case Cast():
                 return cast(values[node.value], node.to)
+            case Reinterpret() if node.lanes == node.value.lanes:
+                return np.asarray(values[node.value], node.value.dtype.numpy).view(node.to.numpy)
             case Select():
                 parts = (node.condition, node.a, node.b)
                 return np.where(*self._aligned(node, parts, values))

@@ -36,6 +36,7 @@ struct Index { int x, y, z; };
 static thread_local Index threadIdx, blockIdx;
 static float __int_as_float(int x) { float y; memcpy(&y, &x, 4); return y; }
 static int __float_as_int(float x) { int y; memcpy(&y, &x, 4); return y; }
+static long long __double_as_longlong(double x) { long long y; memcpy(&y, &x, 8); return y; }
 static double __longlong_as_double(long long x) { double y; memcpy(&y, &x, 8); return y; }
 static float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static double rsqrt(double x) { return 1.0 / sqrt(x); }

@@ -6,6 +6,7 @@ import pytest
 from tinycomp.codegen.cuda.emit import emit_cuda
 from tinycomp.dtype import DType
 from tinycomp.ir.expr import INTRINSICS, BinaryOp, Call, Load, Var, binary, call, cast, const
+from tinycomp.ir.instruction import reinterpret
 from tinycomp.te.evaluate_expr import BINARY, INTRINSIC
 from tinycomp.te.evaluate_expr import cast as reference_cast
 from tinycomp.tir.nodes import Buffer, For, ForKind, PrimFunc, Seq, Store
@@ -102,6 +103,20 @@ def test_nan_and_infinities_in_comparisons(tmp_path):
     ops = [BinaryOp.MIN, BinaryOp.MAX, BinaryOp.LT, BinaryOp.LE, BinaryOp.EQ, BinaryOp.NE]
     cases = [((a, b), lambda x, y, op=op: binary(op, x, y)) for op in ops]
     check(tmp_path, cases, [BINARY[op](a, b) for op in ops], ops)
+
+
+def test_reinterpret(tmp_path):
+    pairs = [
+        ("float32", "int32"), ("float64", "int64"), ("int32", "float32"), ("uint64", "float64"),
+        ("float32", "uint32"), ("int64", "uint64"), ("uint32", "int32"),
+    ]  # fmt: skip
+    arrays = [values(DType(source)) for source, _ in pairs]
+    cases = [
+        ((x,), lambda a, to=to: reinterpret(a, to))
+        for x, (_, to) in zip(arrays, pairs, strict=True)
+    ]
+    wanted = [x.view(to) for x, (_, to) in zip(arrays, pairs, strict=True)]
+    check(tmp_path, cases, wanted, pairs)
 
 
 def test_division_by_constants(tmp_path):

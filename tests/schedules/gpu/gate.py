@@ -19,13 +19,14 @@ from tinycomp.codegen.cuda.emit import emit_cuda
 from tinycomp.codegen.cuda.nvrtc import Cubin, compile_cuda
 from tinycomp.ops.conv import Conv2dAttrs
 from tinycomp.ops.cumulative import CumulativeAttrs
-from tinycomp.ops.index import AxisAttrs, TopkAttrs
+from tinycomp.ops.index import AxisAttrs
 from tinycomp.ops.matmul import MatmulAttrs
 from tinycomp.ops.norm import LayerNormAttrs
 from tinycomp.ops.pool import Pool2dAttrs
 from tinycomp.ops.reduce import ArgReduceAttrs, ReduceAttrs
 from tinycomp.ops.resize import ResizeAttrs
 from tinycomp.ops.shape import ConcatenateAttrs, TransposeAttrs
+from tinycomp.ops.topk import TopkAttrs
 
 from . import kit
 
@@ -123,6 +124,9 @@ def _reductions() -> dict[str, Case]:
         "cumsum long": (one("cumsum", CumulativeAttrs(1)), (((2, 1 << 20), F),)),
         "cumsum columns": (one("cumsum", CumulativeAttrs(0)), (((65536, 64), F),)),
         "topk": (one("topk", TopkAttrs(5, 1)), (((64, 1000), F),)),
+        "topk of tiles": (one("topk", TopkAttrs(50, 1)), (((32, 50257), F),)),
+        "sort": (one("topk", TopkAttrs(1 << 14, 0)), (((1 << 14,), F),)),
+        "sort of int64": (one("topk", TopkAttrs(1 << 13, 0)), (((1 << 13,), "int64"),)),
     }
 
 

@@ -37,7 +37,7 @@ from ...tir.nodes import Buffer, Scope
 from ...tir.passes.share_memory import shape_in_block
 from ..expressions import Access, access_of
 from .intrinsics import call_text
-from .operators import binary_text, cast_text
+from .operators import binary_text, cast_text, reinterpret_text
 from .types import STORED, VALUE, bare, floating, integer
 
 _INT32 = range(-(2**31), 2**31)
@@ -228,6 +228,11 @@ class ExprEmitter:
             return self._plan_choice(node, node.args)
         if isinstance(node, Call):
             return node.args, lambda: [self._call(node, lane) for lane in lanes]
+        if isinstance(node, Reinterpret) and node.lanes == node.value.lanes:
+            return (node.value,), lambda: [
+                reinterpret_text(self._lane(node.value, i), node.value.dtype, node.to)
+                for i in lanes
+            ]
         if isinstance(node, InstructionCall | Reinterpret):
             what = node.instruction.name if isinstance(node, InstructionCall) else "reinterpret"
             raise TinycompError(

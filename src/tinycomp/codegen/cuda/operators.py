@@ -107,6 +107,20 @@ def cast_text(out: Any, x: str, source: DType, to: DType) -> str:
     return text if to is DType.INT32 else f"({VALUE[to]}){text}"
 
 
+def reinterpret_text(x: str, source: DType, to: DType) -> str:
+    """The bits of a value of one dtype as another of the same size.
+
+    >>> reinterpret_text("x", DType.FLOAT32, DType.INT32)
+    '__float_as_int(x)'
+    """
+    names = {32: ("float", "int"), 64: ("double", "longlong")}
+    if source.is_float:
+        x = f"__{names[source.bits][0]}_as_{names[source.bits][1]}({x})"
+    if to.is_float:
+        return f"__{names[to.bits][1]}_as_{names[to.bits][0]}({x})"
+    return x if source.is_float and not to.is_unsigned else f"({VALUE[to]}){x}"
+
+
 def _rounded(out: Any, x: str, to: DType) -> str:
     """A float rounded to the precision of a 16-bit dtype, still held as float."""
     there, back = {

@@ -39,6 +39,7 @@ from .rows import schedule_rows
 from .skinny import expand_skinny
 from .split_k import SLICES, schedule_slices
 from .tensor_cores import schedule_tensor_cores
+from .topk import expand_topk
 
 __all__ = ["PLAIN", "build_gpu_kernel", "default_gpu_schedule"]
 
@@ -58,6 +59,7 @@ def expansions(target: Target) -> dict[str, Compute]:
         "argmin": partial(expand_arg_reduction, "argmin"),
         "cumsum": partial(expand_cumulative, BinaryOp.ADD),
         "cumprod": partial(expand_cumulative, BinaryOp.MUL),
+        "topk": expand_topk,
     }
 
 
