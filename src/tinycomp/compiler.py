@@ -226,6 +226,9 @@ def open_dynamic(artifact: Artifact, *, num_threads: int | None = None) -> Modul
     )
 
 
+_UNCHANGED = b"the model itself"  # what the cache holds for a variant that is none
+
+
 @dataclass(frozen=True)
 class _Job:
     """What stays the same for all sizes of a model."""
@@ -235,15 +238,30 @@ class _Job:
     source: Source
     report: Reporter
 
-    def artifact(self, lazy: LazyModel, sizes: Mapping[str, int]) -> Artifact:
-        """Compiled for these sizes of the open dimensions, or taken from the cache."""
+    def artifact(
+        self,
+        lazy: LazyModel,
+        sizes: Mapping[str, int],
+        variant: str = "",
+        make: Callable[[], IRModule | None] = lambda: None,
+    ) -> Artifact:
+        """Compiled for these sizes of the open dimensions, or taken from the cache.
+
+        A `variant` is the model as `make` returns it; None if it is the model itself.
+        """
         options = dataclasses.replace(self.options, dims={**self.options.dims, **sizes})
-        key = content_key(self.source.key, options.text(), source_digest())
+        key = content_key(self.source.key, options.text(), source_digest(), variant)
+        if variant and self.cache.get(key) == _UNCHANGED:
+            return self.artifact(lazy, sizes)
         artifact = _cached(self.cache, key)
         if artifact is None:
             if sizes:
                 self.report(", ".join(f"{n}={s}" for n, s in sizes.items()), 0, 1)
-            artifact = build(lazy.read(), options, self.cache, self.report)
+            module = make()
+            if variant and module is None:
+                self.cache.put(key, _UNCHANGED)
+                return self.artifact(lazy, sizes)
+            artifact = build(module or lazy.read(), options, self.cache, self.report)
             _store(self.cache, key, artifact)
         manifest = dataclasses.replace(
             artifact.manifest, source=self.source.path, source_digest=self.source.digest
@@ -319,7 +337,8 @@ def _specializer(job: _Job, lazy: LazyModel) -> ModelSpecializer:
         ctx = PassContext(options.extension.op_set())
         return SimplifyInference().run(import_model(model, options), ctx)
 
-    return ModelSpecializer(lazy, lambda sizes: job.artifact(lazy, sizes), specialize)
+    ops = job.options.extension.op_set()
+    return ModelSpecializer(lazy, functools.partial(job.artifact, lazy), specialize, ops)
 
 
 def build(model: Model, options: Options, cache: Cache, report: Reporter) -> Artifact:

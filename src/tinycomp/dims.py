@@ -81,6 +81,25 @@ class DimRange:
         """The size, if there is only one."""
         return self.min if self.min == self.max else None
 
+    def bucket(self, size: int) -> int | None:
+        """The smallest bucket that takes a size; None if there is none.
+
+        >>> DimRange.of([1, 8, 32]).bucket(5)
+        8
+        """
+        return next((b for b in self.buckets if b >= size), None)
+
+    def below(self, bucket: int) -> int:
+        """The size up to which smaller buckets than this one are used; itself if it is no bucket.
+
+        >>> r = DimRange.of([1, 8, 32])
+        >>> r.below(32), r.below(1), r.below(7)
+        (8, 0, 7)
+        """
+        if bucket not in self.buckets:
+            return bucket
+        return max((b for b in self.buckets if b < bucket), default=0)
+
     def check(self, name: str, size: int) -> None:
         """Refuse a size outside the range.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from .runtime.artifact import Artifact, ValueSpec
 if TYPE_CHECKING:
     from .frontend.onnx.model import OnnxModel
     from .relay.nodes import IRModule
+    from .relay.op import OpSet
+    from .relay.padding.bounded import Bounded, Fit
 
 Sizes = Mapping[str, int]
 Interface = tuple[tuple[ValueSpec, ...], tuple[ValueSpec, ...]]
@@ -108,31 +111,50 @@ class ModelSpecializer:
 
     Args:
         model: to archive, and to prove that it may be padded.
-        compile: an artifact for fixed sizes, through the cache.
+        compile: an artifact for fixed sizes, through the cache; of the model itself, or of a graph
+            that is made if the cache does not hold what it is called.
         specialize: graph IR for fixed sizes, imported and simplified for inference.
+        ops: the operators of the model.
     """
 
     model: LazyModel
-    compile: Callable[[Sizes], Artifact]
+    compile: Callable[[Sizes, str, Callable[[], IRModule | None]], Artifact]
     specialize: Callable[[OnnxModel | IRModule, Sizes], IRModule]
-    _buckets: dict[tuple[tuple[str, int], ...], IRModule] = field(default_factory=dict)
+    ops: OpSet
+    _bounded: dict[str, Bounded] = field(default_factory=dict)
 
     def artifact(self, sizes: Sizes) -> Artifact:
-        return self.compile(sizes)
+        return self.compile(sizes, "", lambda: None)
 
-    def cropped(self, sizes: Sizes, bucket: Sizes) -> list[tuple[int, ...]] | str:
-        """The shapes of the outputs for `sizes`, which are those for `bucket`, cropped.
+    def bucket(self, sizes: Sizes, below: Sizes) -> Artifact:
+        """The model for `sizes`, to run those above `below` too as far as that can be proven."""
 
-        Where that is not proven, the reason instead.
-        """
-        from .relay.padding import obstacle, output_shapes
+        def make() -> IRModule | None:
+            bounded = self._bound(sizes, below)
+            return None if bounded.plan.is_empty else bounded.module()
 
-        model = self.model.read()
-        key = tuple(sorted(bucket.items()))
-        if key not in self._buckets:
-            self._buckets[key] = self.specialize(model, bucket)
-        small = self.specialize(model, sizes)
-        return obstacle(small, self._buckets[key]) or output_shapes(small)
+        return self.compile(sizes, f"above {sorted(below.items())}", make)
+
+    def fit(self, sizes: Sizes, bucket: Sizes, below: Sizes) -> Fit | str:
+        """How `bucket` runs `sizes`; where it is not proven to, the reason instead."""
+        try:
+            small = self.specialize(self.model.read(), sizes)
+        except TinycompError as error:
+            return str(error)
+        return self._bound(bucket, below).fit(small)
+
+    def _bound(self, bucket: Sizes, below: Sizes) -> Bounded:
+        from .relay.padding.bounded import bound
+
+        key = repr((sorted(bucket.items()), sorted(below.items())))
+        if key not in self._bounded:
+            model = self.model.read()
+            samples: list[IRModule] = []
+            for sizes in _samples(bucket, below):
+                with contextlib.suppress(TinycompError):  # the model may not take every size
+                    samples.append(self.specialize(model, sizes))
+            self._bounded[key] = bound(self.specialize(model, bucket), samples, self.ops)
+        return self._bounded[key]
 
     def archive(self) -> tuple[bytes, np.ndarray]:
         """The model as bytes and a block of weights, for an artifact.
@@ -157,3 +179,19 @@ class ModelSpecializer:
             block[position + len(flat) : position + align(len(flat))] = 0
             position += align(len(flat))
         return data, block
+
+
+def _samples(bucket: Sizes, below: Sizes) -> list[dict[str, int]]:
+    """Smaller sizes to try a bucket with: all dimensions smaller first, then one by one.
+
+    >>> _samples({"batch": 4, "seq": 128}, {"batch": 4, "seq": 64})
+    [{'batch': 4, 'seq': 127}, {'batch': 4, 'seq': 65}]
+    """
+    high = {name: max(size - 1, min(size, below[name] + 1)) for name, size in bucket.items()}
+    low = {name: min(max(below[name] + 1, 2), high[name]) for name in bucket}
+    single = [{**bucket, name: size} for name, size in high.items()]
+    found: list[dict[str, int]] = []
+    for sizes in (high, low, *single):
+        if sizes != bucket and sizes not in found:
+            found.append(sizes)
+    return found

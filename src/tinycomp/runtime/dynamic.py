@@ -7,8 +7,9 @@
 
 Code is always for fixed sizes (specialisation per set of sizes, as TensorRT's profiles with equal
 minimum and maximum). `buckets` are compiled ahead of time. Sizes between them run in the next
-larger bucket, padded, where `relay.padding` proves that this gives the same; otherwise, and without
-buckets, a size is compiled when it first comes.
+larger bucket, padded, where `relay.padding` proves that this gives the same; its code takes hidden
+inputs that say how much of each axis counts. Otherwise, and without buckets, a size is compiled
+when it first comes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -32,6 +33,9 @@ from .artifact import Artifact, Manifest, ValueSpec
 from .module import CUDA_LEVELS, LEVELS, Module, choose_threads, make_module
 from .profiler import Profile
 
+if TYPE_CHECKING:
+    from ..relay.padding.bounded import Fit
+
 MAX_BUCKETS = 64
 MAX_VARIANTS = 16
 """Variants kept in memory besides the buckets; the least recently used goes first."""
@@ -39,6 +43,8 @@ MEMORY_SHARE = 0.5
 """Of the memory budget, for the weights and working memory of these variants."""
 
 Sizes = tuple[int, ...]
+_Variant = tuple[Sizes, bool]
+"""Sizes, and whether smaller ones may run there too: such code may take hidden inputs."""
 
 
 class Specializer(Protocol):
@@ -48,11 +54,18 @@ class Specializer(Protocol):
         """The model compiled for these sizes."""
         ...
 
-    def cropped(
-        self, sizes: Mapping[str, int], bucket: Mapping[str, int]
-    ) -> list[tuple[int, ...]] | str:
-        """Output shapes for `sizes`, if padding the inputs to `bucket` is proven to be right;
-        else why not."""
+    def bucket(self, sizes: Mapping[str, int], below: Mapping[str, int]) -> Artifact:
+        """The model compiled for these sizes, to run also smaller ones that are above `below`.
+
+        Inputs besides those of the model are hidden ones.
+        """
+        ...
+
+    def fit(
+        self, sizes: Mapping[str, int], bucket: Mapping[str, int], below: Mapping[str, int]
+    ) -> Fit | str:
+        """How `sizes` run in a bucket, if padding the inputs is proven to be right; else why
+        not."""
         ...
 
     def archive(self) -> tuple[bytes, np.ndarray]:
@@ -64,24 +77,33 @@ class Specializer(Protocol):
 class _Route:
     """How inputs of certain shapes are run."""
 
-    sizes: Sizes  # of the variant
+    variant: _Variant
     module: Module
-    crop: tuple[tuple[slice, ...], ...] | None = None  # of the outputs, where inputs are padded
+    fit: Fit | None = None  # where inputs are padded, or others are hidden
 
     def run(self, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        if self.crop is None:
+        if self.fit is None:
             return self.module.run(inputs, **options)
         if options.get("out"):
             raise InputError(
-                "out= does not go with inputs that are padded to a bucket",
+                "out= does not go with inputs that are run by a bucket",
                 hint="give sizes that are compiled, or take the results that are returned",
             )
+        results = self.module.run(self.arguments(inputs), **options)
+        crops = zip(results.items(), self.fit.crops, strict=True)
+        return {name: crop(array) for (name, array), crop in crops}
+
+    def arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the module takes, from what the model takes."""
+        if self.fit is None:
+            return dict(inputs)
+        specs = self.module.inputs
+        visible = len(specs) - len(self.fit.hidden)
+        hidden = zip(specs[visible:], self.fit.hidden, strict=True)
         # Repeating the last elements pads with data that the model takes, such as valid token ids.
-        padded = {s.name: self.module.pad(inputs[s.name], s) for s in self.module.inputs}
-        results = self.module.run(padded, **options)
         return {
-            name: array[corner]
-            for (name, array), corner in zip(results.items(), self.crop, strict=True)
+            **{s.name: self.module.pad(inputs[s.name], s) for s in specs[:visible]},
+            **{s.name: array for s, array in hidden},
         }
 
 
@@ -115,8 +137,8 @@ class DynamicModule(Module):
         self.max_bytes = int(Config.from_environment().memory_budget * MEMORY_SHARE)
         self.not_padded: dict[Sizes, str] = {}
         self._names = tuple(manifest.dims)
-        self._artifacts = dict(variants or {})
-        self._variants: OrderedDict[Sizes, Module] = OrderedDict()
+        self._artifacts = {(s, self._is_bucket(s)): a for s, a in (variants or {}).items()}
+        self._variants: OrderedDict[_Variant, Module] = OrderedDict()
         self._routes: dict[tuple[Any, ...], _Route] = {}
         self._lock = threading.Lock()  # of the tables
         self._compiling = threading.Lock()  # so that two callers do not compile the same sizes
@@ -133,7 +155,7 @@ class DynamicModule(Module):
     def variants(self) -> tuple[dict[str, int], ...]:
         """The sets of sizes that are compiled, the least recently used first."""
         with self._lock:
-            found = dict.fromkeys([*self._artifacts, *self._variants])
+            found = dict.fromkeys(sizes for sizes, _ in [*self._artifacts, *self._variants])
         return tuple(map(self._named, found))
 
     @property
@@ -141,7 +163,8 @@ class DynamicModule(Module):
         """The model, and all variants compiled so far."""
         model, weights = self._specializer.archive()
         with self._lock:
-            variants = {**self._artifacts, **{s: m.artifact for s, m in self._variants.items()}}
+            found = {**self._artifacts, **{v: m.artifact for v, m in self._variants.items()}}
+        variants = {v[0]: a for v, a in found.items() if v[1] == self._is_bucket(v[0])}
         return Artifact(self.manifest, {"model": model}, weights, variants=variants)
 
     def compile_buckets(self) -> None:
@@ -158,7 +181,7 @@ class DynamicModule(Module):
                 hint="give fewer buckets, or a range for one of the dimensions",
             )
         for sizes in itertools.product(*buckets):
-            self._variant(sizes)
+            self._variant((sizes, True))
 
     def save(self, path: str | Path) -> None:
         """Write one file that holds the model and all variants compiled so far."""
@@ -170,7 +193,12 @@ class DynamicModule(Module):
         Raises:
             InputError: a size is missing, unknown or out of range.
         """
-        return self._variant(self._check_sizes({**(dims or {}), **sizes}))
+        checked = self._check_sizes({**(dims or {}), **sizes})
+        with self._lock:
+            bucket = self._variants.get((checked, True))
+        if bucket is not None and not self._hidden(bucket):
+            return bucket
+        return self._variant((checked, False))
 
     def run(self, inputs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         """The outputs by name for inputs by name, of any sizes in range.
@@ -185,16 +213,17 @@ class DynamicModule(Module):
         return self._route(inputs).run(inputs, options)
 
     def profile(self, inputs: Mapping[str, Any], *, repeat: int = 10) -> Profile:
-        """Time of each kernel of the variant for exactly the inputs' sizes."""
-        sizes = self._sizes_of([as_array(inputs[s.name], s.name).shape for s in self.inputs])
-        return self._variant(sizes).profile(inputs, repeat=repeat)
+        """Time of each kernel of the variant that runs the inputs' sizes."""
+        route = self._route(inputs)
+        return route.module.profile(route.arguments(inputs), repeat=repeat)
 
     def ir(self, level: str) -> str:
         """The only variant at one level; with several, ask `module.specialize(...)`."""
-        variants = self.variants
-        if len(variants) == 1:
-            return self.specialize(variants[0]).ir(level)
-        self._refuse_ir(variants)
+        with self._lock:
+            found = [*{**self._artifacts, **self._variants}]
+        if len(found) == 1:
+            return self._variant(found[0]).ir(level)
+        self._refuse_ir(self.variants)
 
     def _refuse_ir(self, variants: Sequence[Mapping[str, int]]) -> NoReturn:
         names = ", ".join(self._names)
@@ -215,8 +244,8 @@ class DynamicModule(Module):
             check_names(inputs, self.inputs)
         with self._lock:
             route = self._routes.get(key)
-            if route is not None and route.sizes in self._variants:
-                self._variants.move_to_end(route.sizes)
+            if route is not None and route.variant in self._variants:
+                self._variants.move_to_end(route.variant)
                 return route
         route = self._choose(self._sizes_of(key))
         with self._lock:
@@ -224,25 +253,35 @@ class DynamicModule(Module):
         return route
 
     def _choose(self, sizes: Sizes) -> _Route:
-        """The variant for these sizes if there is one, else a larger bucket, else a new variant."""
+        """The variant for these sizes if there is one, else a bucket, else a new variant."""
+        exact = sizes, False
         with self._lock:
-            known = sizes in self._variants or sizes in self._artifacts
+            known = exact in self._variants or exact in self._artifacts
         bucket = None if known else self._bucket(sizes)
         if bucket is not None:
-            shapes = self._specializer.cropped(self._named(sizes), self._named(bucket))
-            if not isinstance(shapes, str):
-                crop = tuple(tuple(slice(size) for size in shape) for shape in shapes)
-                return _Route(bucket, self._variant(bucket), crop)
-            self.not_padded[sizes] = shapes
-        return _Route(sizes, self._variant(sizes))
+            variant = bucket, True
+            module = self._variant(variant)
+            if sizes == bucket and not self._hidden(module):
+                return _Route(variant, module)
+            named = [self._named(s) for s in (sizes, bucket, self._below(bucket))]
+            fit = self._specializer.fit(*named)
+            if not isinstance(fit, str):
+                return _Route(variant, module, fit)
+            self.not_padded[sizes] = fit
+        return _Route(exact, self._variant(exact))
 
     def _bucket(self, sizes: Sizes) -> Sizes | None:
-        """The next larger bucket; None if there is none, or a size is 0 and nothing to repeat."""
-        found = tuple(
-            next((b for b in r.buckets if b >= size), size)
-            for size, r in zip(sizes, self.dims.values(), strict=True)
-        )
-        return None if found == sizes or 0 in sizes else found
+        """The bucket for these sizes; None if there is none, or a size is 0 and nothing to
+        repeat."""
+        ranges = self.dims.values()
+        if 0 in sizes or not any(r.buckets for r in ranges):
+            return None
+        return tuple(r.bucket(size) or size for size, r in zip(sizes, ranges, strict=True))
+
+    def _below(self, bucket: Sizes) -> Sizes:
+        """For each dimension the size up to which a smaller bucket is used."""
+        ranges = self.dims.values()
+        return tuple(r.below(size) for size, r in zip(bucket, ranges, strict=True))
 
     def _named(self, sizes: Sizes) -> dict[str, int]:
         return dict(zip(self._names, sizes, strict=True))
@@ -261,27 +300,35 @@ class DynamicModule(Module):
             self.dims[name].check(name, size)
         return tuple(sizes[name] for name in self._names)
 
-    def _variant(self, sizes: Sizes) -> Module:
+    def _hidden(self, module: Module) -> bool:
+        """Whether a variant takes more than the model's inputs."""
+        return len(module.inputs) > len(self.inputs)
+
+    def _variant(self, variant: _Variant) -> Module:
         with self._lock:
-            found = self._variants.get(sizes)
+            found = self._variants.get(variant)
             if found is not None:
-                self._variants.move_to_end(sizes)
+                self._variants.move_to_end(variant)
                 return found
         with self._compiling:
             with self._lock:
-                found = self._variants.get(sizes)
-                known = self._artifacts.get(sizes)
+                found = self._variants.get(variant)
+                known = self._artifacts.get(variant)
             if found is not None:
                 return found
-            artifact = known or self._compiled(sizes)
+            artifact = known or self._compiled(variant)
             module = make_module(artifact, num_threads=self.num_threads)
             with self._lock:
-                self._variants[sizes] = module
+                self._variants[variant] = module
                 self._evict()
             return module
 
-    def _compiled(self, sizes: Sizes) -> Artifact:
+    def _compiled(self, variant: _Variant) -> Artifact:
+        sizes, is_bucket = variant
         try:
+            if is_bucket:
+                below = self._named(self._below(sizes))
+                return self._specializer.bucket(self._named(sizes), below)
             return self._specializer.artifact(self._named(sizes))
         except TinycompError as error:
             text = ", ".join(f"{n}={s}" for n, s in self._named(sizes).items())
@@ -291,17 +338,21 @@ class DynamicModule(Module):
 
     def _evict(self) -> None:
         """Forget the least recently used variants that are no buckets; the lock is held."""
-        movable = [s for s in self._variants if not self._is_bucket(s)]
-        held = sum(_bytes_of(self._variants[s]) for s in movable)
+        ranges = self.dims.values()
+        movable = [
+            (sizes, is_bucket)
+            for sizes, is_bucket in self._variants
+            if not (is_bucket and all(r.buckets for r in ranges))
+        ]
+        held = sum(_bytes_of(self._variants[v]) for v in movable)
         while len(movable) > self.max_variants or (len(movable) > 1 and held > self.max_bytes):
-            sizes = movable.pop(0)
-            held -= _bytes_of(self._variants.pop(sizes))
-            self._artifacts.pop(sizes, None)
-            self._routes = {k: r for k, r in self._routes.items() if r.sizes != sizes}
+            variant = movable.pop(0)
+            held -= _bytes_of(self._variants.pop(variant))
+            self._artifacts.pop(variant, None)
+            self._routes = {k: r for k, r in self._routes.items() if r.variant != variant}
 
     def _is_bucket(self, sizes: Sizes) -> bool:
-        ranges = self.dims.values()
-        return all(size in r.buckets for size, r in zip(sizes, ranges, strict=True))
+        return self._bucket(sizes) == sizes
 
 
 def _bytes_of(module: Module) -> int:
