@@ -23,6 +23,7 @@ from .relay.passes.simplify_expr import SimplifyExpr
 from .relay.passes.simplify_inference import SimplifyInference
 from .relay.passes.to_mixed_precision import ToMixedPrecision
 from .relay.passes.unflatten_products import UnflattenProducts
+from .schedules.gpu.conv_layout import SHORT_FLOATS, choose_gpu_conv_tile
 from .schedules.gpu.matmul_bytes import choose_gpu_byte_tile
 from .schedules.matmul_bytes import byte_dot, choose_byte_tile
 from .schedules.tiles import choose_tile
@@ -34,9 +35,10 @@ def default_pipeline(
 ) -> Sequential:
     """Imported relay to fused relay.
 
-    `precision` is realised at every level, last, when weights have their final values and layouts.
-    Level 0 only makes every operator a kernel; 1 simplifies and fuses; 2 changes weights and
-    layouts too; 3 is for what may round differently.
+    `precision` is realised at every level, when weights have their final values; on a GPU the
+    formats then decide about layouts: 16-bit convolutions run in NHWC. Level 0 only makes every
+    operator a kernel; 1 simplifies and fuses; 2 changes weights and layouts too; 3 is for what may
+    round differently.
     """
     passes: list[Pass] = [SimplifyInference()]
     if opt_level >= 1:
@@ -60,5 +62,10 @@ def default_pipeline(
         passes += [AlterOpLayout(tile_of), FoldConstant(), SimplifyExpr(), EliminateCommonSubexpr()]
     if precision is not None:
         passes += [ToMixedPrecision(precision)]
+    if opt_level >= 2 and target.kind == "cuda" and has_async_copies(target.arch):
+        passes += [ConvertLayout(SHORT_FLOATS), CanonicalizeOps(), FoldConstant(), SimplifyExpr()]
+        gpu_tile = functools.partial(choose_gpu_conv_tile, arch=target.arch)
+        passes += [AlterOpLayout(gpu_tile), FoldConstant(), SimplifyExpr()]
+        passes += [EliminateCommonSubexpr()]
     passes += [DeadCodeElimination(), FuseOps(fuse=opt_level >= 1)]
     return Sequential(tuple(passes))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ...dtype import DType
 from ...types import TensorType
 from ..builder import Builder
 from ..nodes import Atom, Binding, Call, Constant, Function, Var, replace_args
@@ -34,14 +35,19 @@ from .layouts import (
 class ConvertLayout(FunctionPass):
     """NCHW to NHWC for nn.conv2d, pooling and resizing, and all that lies between them.
 
-    Weights keep their layout, see AlterOpLayout. A function without NCHW convolutions is left as
-    it is.
+    Weights keep their layout, see AlterOpLayout. A function without NCHW convolutions, or with none
+    of one of `dtypes`, is left as it is.
     """
 
+    dtypes: frozenset[DType] = frozenset(DType)
+
     def run_function(self, function: Function, ctx: PassContext) -> Function:
-        if not any(_is_nchw(b, "nn.conv2d") for b in function.bindings):
+        if not any(_is_nchw(b, "nn.conv2d") and self._takes(b.var) for b in function.bindings):
             return function
-        return _Converter(function, ctx).run()
+        return _Converter(function, ctx, self._takes).run()
+
+    def _takes(self, var: Var) -> bool:
+        return isinstance(var.type, TensorType) and var.type.dtype in self.dtypes
 
 
 def _is_nchw(binding: Binding, *names: str) -> bool:
@@ -108,8 +114,8 @@ REDUCTIONS = frozenset({"sum", "mean", "prod", "max", "min", "all", "any", "argm
 
 
 class _Converter:
-    def __init__(self, function: Function, ctx: PassContext) -> None:
-        self.function = function
+    def __init__(self, function: Function, ctx: PassContext, takes: Callable[[Var], bool]) -> None:
+        self.function, self.takes = function, takes
         self.builder = Builder(ctx.ops)
         self.builder.params = list(function.params)
         self.plain: dict[Atom, Atom] = {p: p for p in function.params}
@@ -179,7 +185,7 @@ class _Converter:
         value = binding.value
         if not isinstance(value, Call) or not isinstance(value.op, Op):
             return False
-        if value.op.name == "nn.conv2d" and _is_nchw(binding):
+        if value.op.name == "nn.conv2d" and _is_nchw(binding) and self.takes(binding.var):
             return self._layout_op(binding.var, value)
         if value.op.name == "transpose":
             return self._user_transpose(binding.var, value)

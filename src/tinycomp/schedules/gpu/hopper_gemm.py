@@ -41,7 +41,7 @@ from .hopper_program import gemm_program
 from .hopper_tiles import BLOCKS, CLOCK, choose_hopper_tile, estimated_seconds
 from .split_k import choose_slices
 
-_ARCH = "sm_90a"
+ARCH = "sm_90a"
 _MIN_ROWS = 33  # more than half of one wgmma
 _MANY_PIXELS = 1024  # of an image: tiles of columns fit without much waste
 _DTYPES = (DType.FLOAT16, DType.BFLOAT16)
@@ -55,7 +55,7 @@ def build_hopper_product(function: Function, target: Target, name: str) -> PrimF
     not multiples of 16 bytes (which TMA needs), groups, or an epilogue that reduces or moves
     elements.
     """
-    if target.arch != _ARCH or not isinstance(function.ret_type, TensorType):
+    if target.arch != ARCH or not isinstance(function.ret_type, TensorType):
         return None
     product = _Product(function)
     found = product.find()
