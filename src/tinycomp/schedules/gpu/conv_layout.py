@@ -31,5 +31,5 @@ def choose_gpu_conv_tile(binding: Binding, arch: str) -> tuple[int, ...] | None:
         return None
     o, channels, *kernel = weight.static_shape
     attrs = replace(call.attrs, kernel_size=tuple(kernel))  # type: ignore[call-arg]
-    tiled = arch == ARCH and takes_channels_last(attrs, type_.dtype, channels, o)
+    tiled = arch == ARCH and takes_channels_last(attrs, type_, channels)
     return 1, 1, 1 if tiled else o

@@ -224,7 +224,7 @@ class _Product:
         self, attrs: Any, x: Tensor, w: Tensor, out: TensorType
     ) -> list[Tensor] | None:
         images, height, width, o = out.static_shape
-        if not takes_channels_last(attrs, x.dtype, as_int(x.shape[3]), o):
+        if not takes_channels_last(attrs, out, as_int(x.shape[3])):
             return None
         taps, m = math.prod(attrs.kernel_size), images * height * width
         if attrs.kernel_layout != "packed" or attrs.tile[2] != 1:
@@ -304,14 +304,20 @@ class _Product:
         return operands, epilogue, (*params, result)
 
 
-def takes_channels_last(attrs: Any, dtype: DType, channels: int, outputs: int) -> bool:
-    """Whether a convolution in NHWC is within the reach of TMA: no groups, rows of whole 16 bytes,
-    and windows, strides and padding that fit a tensor map (PTX ISA, "im2col mode")."""
+def takes_channels_last(attrs: Any, out: TensorType, channels: int) -> bool:
+    """Whether a convolution in NHWC becomes a tile program: no groups, rows of whole 16 bytes, and
+    windows, strides and padding that fit a tensor map (PTX ISA, "im2col mode").
+
+    Args:
+        out: what it gives; `channels` is what it takes.
+    """
+    *pixels, outputs = out.static_shape
     top, left, bottom, right = attrs.padding
     reach = ((k - 1) * d for k, d in zip(attrs.kernel_size, attrs.dilation, strict=True))
     corners = (top, left, *(r - p for r, p in zip(reach, (bottom, right), strict=True)))
     return (
-        dtype in _DTYPES
+        out.dtype in _DTYPES
+        and math.prod(pixels) >= _MIN_ROWS
         and attrs.groups == 1
         and channels % 8 == outputs % 8 == 0
         and max(attrs.strides) <= 8
