@@ -11,8 +11,8 @@ from ...types import TensorType
 from .hopper_gemm import ARCH, takes_channels_last
 
 SHORT_FLOATS = frozenset({DType.FLOAT16, DType.BFLOAT16})
-"""What tensor cores take as it lies in memory: in NHWC the channels of a pixel lie together, which a
-product sums over."""
+"""What tensor cores take as it lies in memory; in NHWC what they sum over, the channels of a pixel,
+lies together."""
 
 
 def choose_gpu_conv_tile(binding: Binding, arch: str) -> tuple[int, ...] | None:
