@@ -96,7 +96,8 @@ def test_an_unknown_architecture_is_named():
 
 def on_fake_device(f, arch="sm_90a"):
     """The same function on a device made of NumPy, and its arrays."""
-    driver = FakeDriver(arch=arch, kernels=lambda code: (f.launches, f.lowered.func))
+    driver = FakeDriver(arch=arch)
+    driver.know_kernel(f.cubin.code, f.launches, f.lowered.func)
     return CudaFunction(f.lowered, driver), driver
 
 

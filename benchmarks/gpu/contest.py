@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from device import Program, compile_graph, relative_error
 from harness import Env, Row, engine_failed
-from timing import DriverGraph, Timed, TorchGraph, beside_best, measure, sets_for
+from timing import DriverGraph, Timed, beside_best, measure, rates, sets_for, torch_graph
 
 from tinycomp.dtype import DType
 
@@ -41,17 +41,18 @@ def contest(
         flops: of the computation, to report TFLOP/s; 0 reports GB/s only.
         weights: positions of inputs that are constants; all engines reuse them in every launch.
     """
+    inputs = [(env.sizes(*shape), dtype) for shape, dtype in inputs]
     rng = np.random.default_rng(0)
     first = [_random(rng, s, d) for s, d in inputs]
     known = {i: first[i] for i in weights}
     program = compile_graph(env, make, *inputs, precision=precision, constants=known)
     facts = {"kernels": program.kernels, "precision": _precision(program)}
-    if env.dry:
+    if env.compile_only:
         yield {"engine": "tinycomp", "compiled": True, **facts}
         return
     nbytes = sum(t.nbytes for t in (*program.plan.plan.inputs, *program.plan.plan.outputs))
     nbytes += sum(a.nbytes for a in known.values())
-    count = sets_for(nbytes)
+    count = 2 if env.dry else sets_for(nbytes)
     sets = [first]
     for _ in range(count - 1):
         sets.append(
@@ -60,7 +61,7 @@ def contest(
     engines: dict[str, Timed] = {}
     errors: dict[str, float] = {}
     builders = _engines(
-        program, sets, weights, torch_call, triton_call, precision, channels_last, autotune
+        env, program, sets, weights, torch_call, triton_call, precision, channels_last, autotune
     )
     wanted: np.ndarray | None = None
     for name, build in builders.items():
@@ -72,17 +73,19 @@ def contest(
         if name == "float64":
             wanted = got
             continue
-        errors[name] = float("nan") if wanted is None else relative_error(got, wanted)
         engines[name] = engine
+        if wanted is not None:
+            errors[name] = relative_error(got, wanted)
     limit = 1e-3 if precision == "tf32" else LIMITS[inputs[0][1]]
-    times = measure(engines)
+    right = {name for name, error in errors.items() if error <= limit}
+    times = measure(env, engines)
     for name, found in times.items():
-        row: Row = {"engine": name, **found, "gbps": nbytes / found["us"] / 1e3}
-        if flops:
-            row["tflops"] = flops / found["us"] / 1e6
-        row |= {"error": errors[name], "sets": count}
+        row: Row = {"engine": name, **rates(found, nbytes, flops)}
+        row["sets"] = count
+        if name in errors:
+            row |= {"error": errors[name], "ok": name in right}
         if name == "tinycomp":
-            row |= {"ok": errors[name] <= limit, "ratio": beside_best(times, name), **facts}
+            row |= {"ratio": beside_best(right, times, name), **facts}
         yield row
 
 
@@ -100,19 +103,19 @@ def _random(rng: np.random.Generator, shape: Sequence[int], dtype: str) -> np.nd
 
 
 def _engines(
-    program: Program, sets: list[list[np.ndarray]], weights: Sequence[int], torch_call: Any,
-    triton_call: str, precision: str, channels_last: bool, autotune: bool,
+    env: Env, program: Program, sets: list[list[np.ndarray]], weights: Sequence[int],
+    torch_call: Any, triton_call: str, precision: str, channels_last: bool, autotune: bool,
 ) -> dict[str, Callable[[], tuple[np.ndarray, Any]]]:  # fmt: skip
     """How each engine is made ready: its result for the first set, and what to time."""
-    torch = functools.partial(_torch, sets, torch_call, precision, channels_last)
+    torch = functools.partial(_torch, env, sets, torch_call, precision, channels_last)
     engines = {
-        "float64": functools.partial(_reference, sets[0], torch_call),
+        "float64": functools.partial(_reference, env, sets[0], torch_call),
         "tinycomp": functools.partial(_tinycomp, program, sets, weights),
         "torch": functools.partial(torch, "eager"),
         "torch.compile": functools.partial(torch, "max-autotune" if autotune else "compile"),
     }
     if triton_call:
-        engines["triton"] = functools.partial(_triton, program, sets, triton_call, precision)
+        engines["triton"] = functools.partial(_triton, env, program, sets, triton_call, precision)
     return engines
 
 
@@ -127,11 +130,12 @@ def _tinycomp(
     return program.results(frames[0])[0], graph
 
 
-def _reference(inputs: list[np.ndarray], torch_call: Any) -> tuple[np.ndarray, None]:
+def _reference(env: Env, inputs: list[np.ndarray], torch_call: Any) -> tuple[np.ndarray, None]:
     from peers import torch_ops
 
     call = _named(torch_ops, "plain_attention" if torch_call == "attention" else torch_call)
-    return torch_ops.to_numpy(call(*(torch_ops.on_device(a).double() for a in inputs))), None
+    held = (torch_ops.on_device(a, env.device).double() for a in inputs)
+    return torch_ops.to_numpy(call(*held)), None
 
 
 def _named(ops: Any, torch_call: Any) -> Callable[..., Any]:
@@ -139,31 +143,32 @@ def _named(ops: Any, torch_call: Any) -> Callable[..., Any]:
 
 
 def _torch(
-    sets: list[list[np.ndarray]], torch_call: Any, precision: str, channels_last: bool, mode: str
-) -> tuple[np.ndarray, Timed]:
+    env: Env, sets: list[list[np.ndarray]], torch_call: Any, precision: str, channels_last: bool,
+    mode: str,
+) -> tuple[np.ndarray, Timed]:  # fmt: skip
     from peers import torch_ops
 
     torch_ops.allow_tf32(precision == "tf32")
     call = _named(torch_ops, torch_call)
     if mode != "eager":
-        call = torch_ops.compiled(call, mode == "max-autotune")
-    arrays = _uploaded(sets)
+        call = torch_ops.compiled(call, mode == "max-autotune", env.device)
+    arrays = _uploaded(env, sets)
     if channels_last:
         arrays = [torch_ops.channels_last(inputs) for inputs in arrays]
     result = torch_ops.to_numpy(call(*arrays[0]))
-    return result, TorchGraph(lambda i: call(*arrays[i]), len(sets))
+    return result, torch_graph(env, lambda i: call(*arrays[i]), len(sets))
 
 
-def _uploaded(sets: list[list[np.ndarray]]) -> list[list[Any]]:
+def _uploaded(env: Env, sets: list[list[np.ndarray]]) -> list[list[Any]]:
     """On the device, each distinct array once."""
     from peers import torch_ops
 
-    held = {id(a): torch_ops.on_device(a) for inputs in sets for a in inputs}
+    held = {id(a): torch_ops.on_device(a, env.device) for inputs in sets for a in inputs}
     return [[held[id(a)] for a in inputs] for inputs in sets]
 
 
 def _triton(
-    program: Program, sets: list[list[np.ndarray]], name: str, precision: str
+    env: Env, program: Program, sets: list[list[np.ndarray]], name: str, precision: str
 ) -> tuple[np.ndarray, Timed]:
     import torch
     from peers import torch_ops, triton_ops
@@ -172,8 +177,8 @@ def _triton(
     if name == "matmul":
         call = functools.partial(call, precision=precision)
     shape = program.plan.plan.outputs[0].static_shape
-    arrays = _uploaded(sets)
-    outputs = [torch.full(shape, math.nan, dtype=a[0].dtype, device="cuda") for a in arrays]
+    arrays = _uploaded(env, sets)
+    outputs = [torch.full(shape, math.nan, dtype=a[0].dtype, device=env.device) for a in arrays]
     call(*arrays[0], outputs[0])
     result = torch_ops.to_numpy(outputs[0])
-    return result, TorchGraph(lambda i: call(*arrays[i], outputs[i]), len(sets))
+    return result, torch_graph(env, lambda i: call(*arrays[i], outputs[i]), len(sets))

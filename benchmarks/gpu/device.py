@@ -20,8 +20,7 @@ from tinycomp.runtime.cuda.driver import Driver, open_driver
 from tinycomp.runtime.cuda.kernel import DeviceKernel
 from tinycomp.runtime.cuda.module import CudaModule
 from tinycomp.runtime.cuda.program import DeviceProgram, Frame, host_bytes
-from tinycomp.testing.gpu import run_on_cpu
-from tinycomp.tir.gpu_executor import run as execute
+from tinycomp.testing.fake_cuda import FakeArrays, FakeDriver
 from tinycomp.tir.nodes import PrimFunc
 
 if TYPE_CHECKING:
@@ -39,32 +38,36 @@ def driver_of(env: Env) -> Driver:
 def run_func(
     func: PrimFunc, arrays: Sequence[np.ndarray], env: Env, num_outputs: int = 1
 ) -> list[np.ndarray]:
-    """The arrays after a lowered function ran, on the device or (dry) on the executor."""
+    """The arrays after a lowered function ran on the device."""
     kernel = emit_cuda(func, env.arch)
     cubin = compile_cuda(kernel.source, env.arch, f"{func.name}.cu")
     copies = [np.array(a, order="C") for a in arrays]
     for output in copies[len(copies) - num_outputs :]:
         output.reshape(-1).view(np.uint8)[:] = POISON
-    if env.dry:
-        execute(func, copies)
-    else:
-        DeviceKernel(kernel, cubin, driver_of(env)).run_on_host(copies, num_outputs)
+    driver = driver_of(env)
+    if isinstance(driver, FakeDriver):
+        driver.know_kernel(cubin.code, kernel.launches, func)
+    DeviceKernel(kernel, cubin, driver).run_on_host(copies, num_outputs)
     return copies
 
 
 class Program:
     """A compiled model whose kernels run on any number of sets of buffers.
 
-    Dry, it only holds the module. Plans with branches are for `module.run`.
+    Where nothing runs it only holds the module. Plans with branches are for `module.run`.
     """
 
     def __init__(self, module: CudaModule, env: Env) -> None:
-        self.module, self.env = module, env
-        self.plan = module.plan
+        self.module, self.plan = module, module.plan
         self.steps = self.plan.plan.steps
-        if not env.dry:
-            self.driver = driver_of(env)
-            self.program = DeviceProgram(module.artifact, self.plan, self.driver)
+        if env.compile_only:
+            return
+        self.driver = driver_of(env)
+        if isinstance(self.driver, FakeDriver):
+            self.driver.know(module.artifact)
+            arrays = FakeArrays(self.driver)
+            self.module = CudaModule(module.artifact, driver=self.driver, arrays=arrays)
+        self.program = DeviceProgram(module.artifact, self.plan, self.driver)
 
     @property
     def kernels(self) -> int:
@@ -72,9 +75,13 @@ class Program:
         calls = [s for s in self.steps if isinstance(s, KernelCall)]
         return sum(len(self.plan.launches[c.kernel]) for c in calls)
 
+    @property
+    def has_branches(self) -> bool:
+        return not all(isinstance(s, KernelCall | Copy) for s in self.steps)
+
     def frame(self, inputs: Sequence[np.ndarray]) -> Frame:
         """Buffers of one run: inputs on the device, outputs and working memory poisoned."""
-        assert all(isinstance(s, KernelCall | Copy) for s in self.steps), "the plan has branches"
+        assert not self.has_branches
         frame, driver = Frame(self.program), self.driver
         staging = driver.allocate_host(_PIECE)
         end = max(o + n for o, n in zip(
@@ -95,10 +102,7 @@ class Program:
         frame.run(frame.fixed, stream, observe=lambda number, stream: None)
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The outputs for inputs; dry, on the executor."""
-        if self.env.dry:
-            named = dict(zip([s.name for s in self.module.inputs], inputs, strict=True))
-            return list(run_on_cpu(self.module, named).values())
+        """The outputs for inputs."""
         frame = self.frame(inputs)
         self.enqueue(frame, frame.stream)
         return self.results(frame)
@@ -108,6 +112,45 @@ class Program:
         arrays = [np.empty(t.static_shape, t.dtype.numpy) for t in self.plan.plan.outputs]
         frame.finish(frame.fixed, arrays, frame.stream)
         return arrays
+
+
+class TorchTensors:
+    """PyTorch's tensors on the GPU, as a user of `module.run` has them."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.torch, self.stream = torch, torch.cuda.current_stream()
+
+    def put(self, array: np.ndarray) -> Any:
+        from peers.torch_ops import on_device
+
+        return on_device(array)
+
+    def get(self, tensor: Any) -> np.ndarray:
+        from peers.torch_ops import to_numpy
+
+        return to_numpy(tensor)
+
+    def finish(self) -> None:
+        self.torch.cuda.synchronize()
+
+
+class FakeTensors:
+    """The same on the device made of NumPy."""
+
+    def __init__(self, driver: Driver) -> None:
+        assert isinstance(driver, FakeDriver)
+        self.driver, self.stream = driver, 0
+
+    def put(self, array: np.ndarray) -> Any:
+        return self.driver.array(array)
+
+    def get(self, tensor: Any) -> np.ndarray:
+        return tensor.get()
+
+    def finish(self) -> None:
+        self.driver.synchronize(self.stream)
 
 
 def compile_graph(
@@ -132,11 +175,15 @@ def compile_graph(
     return compile_module(env, IRModule({"main": function}, names, ("y",)), precision)
 
 
-def compile_module(env: Env, model: Any, precision: str = "fp32", target: str = "") -> Program:
+def compile_module(
+    env: Env, model: Any, precision: str = "fp32", target: str = "",
+    dims: Mapping[str, int] | None = None,
+) -> Program:  # fmt: skip
     """A model compiled for the device."""
     module = compile_with(
-        Config.from_environment(), model, target=target or env.target, precision=precision
-    )
+        Config.from_environment(), model, target=target or env.target, precision=precision,
+        dims=dims,
+    )  # fmt: skip
     assert isinstance(module, CudaModule)
     return Program(module, env)
 

@@ -31,16 +31,34 @@ Row = dict[str, Any]
 
 PACKAGES = ("tinycomp", "numpy", "cupy-cuda13x", "torch", "triton", "jax", "nvidia-cuda-nvrtc",
             "nvidia-cudnn-cu13", "nvidia-cublas", "llvmlite", "onnx")  # fmt: skip
+DRY_SIZE = 80  # enough for tile programs, which need 64 rows
 BROKEN_CONTEXT = 3  # exit status of a worker that cannot use the GPU any more
 
 
 @dataclass(frozen=True)
 class Env:
-    """Where cases run. `dry`: without a GPU, kernels are compiled and small ones simulated."""
+    """Where cases run.
+
+    Attributes:
+        dry: without a GPU: everything runs once, at small sizes, tinycomp on a device made of NumPy
+            and the others on the CPU. Nothing is timed.
+        driver: the device; default: this machine's.
+        compile_only: nothing runs: kernels are compiled at their real sizes, without a GPU.
+    """
 
     dry: bool
     arch: str
-    driver: Driver | None = None  # tests have one of their own
+    driver: Driver | None = None
+    compile_only: bool = False
+
+    @property
+    def device(self) -> str:
+        """Where PyTorch's tensors are."""
+        return "cpu" if self.dry else "cuda"
+
+    def sizes(self, *sizes: int, most: int = DRY_SIZE) -> tuple[int, ...]:
+        """Extents of a computation; none above `most` in a dry run."""
+        return tuple(min(n, most) for n in sizes) if self.dry else sizes
 
     @property
     def target(self) -> str:
@@ -111,7 +129,7 @@ def machine_facts(dry: bool) -> Row:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    gpu = ""
+    gpu = "none: NumPy and the CPU; nothing is timed"
     if not dry:
         query = "--query-gpu=name,driver_version,clocks.sm,power.limit,memory.total"
         try:
@@ -122,7 +140,7 @@ def machine_facts(dry: bool) -> Row:
         except (OSError, subprocess.SubprocessError) as error:
             gpu = f"unknown: {error}"
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"date": date, "device": "none (dry run)" if dry else gpu, "versions": versions}
+    return {"date": date, "device": gpu, "dry": dry, "versions": versions}
 
 
 # ---- the parent
@@ -202,14 +220,22 @@ def work(cases: Sequence[Case], env: Env, first: int) -> int:
         for row in guarded(cases[number], env):
             print("ROW " + json.dumps(row), flush=True)
         _give_back_memory()
-        if not env.dry and not _context_works(env):
+        if not env.compile_only and not _context_works(env):
             return BROKEN_CONTEXT
     return 0
+
+
+def dry_env(arch: str) -> Env:
+    """A dry run, on a device of its own."""
+    from tinycomp.testing.fake_cuda import FakeDriver
+
+    return Env(True, arch, FakeDriver(arch=arch, total=8 << 30))
 
 
 def guarded(case: Case, env: Env) -> Iterator[Row]:
     """The rows of a case; one that raises ends in a row that says what it raised."""
     start = time.perf_counter()
+    head: Row = {"case": case.name, **({"dry": True} if env.dry else {})}
     rows = iter(case.run(env))
     while True:
         try:
@@ -218,13 +244,19 @@ def guarded(case: Case, env: Env) -> Iterator[Row]:
             return
         except Exception as error:  # any failure of a case is a result, and the others go on
             text = f"{type(error).__name__}: {error}".strip()
-            yield {"case": case.name, "failed": text[:600], "s": time.perf_counter() - start}
+            yield {**head, "failed": text[:600], "s": time.perf_counter() - start}
             return
-        yield {"case": case.name, **row}
+        yield {**head, **row}
+
+
+class Skipped(Exception):
+    """Something that is not to be had here, which is no failure."""
 
 
 def engine_failed(engine: str, error: Exception) -> Row:
     """The row of an engine that failed where others of its case go on."""
+    if isinstance(error, Skipped):
+        return {"engine": engine, "skipped": str(error)}
     return {"engine": engine, "failed": f"{type(error).__name__}: {error}".strip()[:600]}
 
 

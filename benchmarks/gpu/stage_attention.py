@@ -32,6 +32,9 @@ def _attention(b, q, k, v):
 
 
 def _run(shape: tuple[int, int, int, int], dtype: str, env: Env) -> Iterator[Row]:
-    batch, heads, length, size = shape
+    batch, heads = env.sizes(*shape[:2], most=2)
+    length, size = shape[2:]
     flops = 4.0 * batch * heads * length * length * size
-    return contest(env, _attention, [(shape, dtype)] * 3, "attention", flops=flops)
+    return contest(
+        env, _attention, [((batch, heads, length, size), dtype)] * 3, "attention", flops=flops
+    )

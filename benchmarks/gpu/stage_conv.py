@@ -29,7 +29,8 @@ def cases() -> list[Case]:
 
 
 def _run(layer: tuple[int, ...], batch: int, precision: str, dtype: str, env: Env) -> Iterator[Row]:
-    size, channels, features, kernel, stride, groups = layer
+    size, channels, features, kernel, stride, groups = env.sizes(*layer, most=24)
+    (batch,) = env.sizes(batch, most=2)
     pad = kernel // 2
     out = (size + 2 * pad - kernel) // stride + 1
     weight = (features, channels // groups, kernel, kernel)

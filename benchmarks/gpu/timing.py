@@ -8,12 +8,16 @@ rounds are compared, because the clock of a GPU under load moves.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tinycomp.runtime.cuda.driver import Driver
+
+if TYPE_CHECKING:
+    from harness import Env
 
 ROUNDS = 9
 SAMPLE_SECONDS = 4e-3  # of one engine in one round
@@ -61,8 +65,21 @@ class DriverGraph:
         return driver.elapsed(start, stop) / 1e3
 
 
+class Untimed:
+    """`call(i)` for i in range(count), in a dry run: called, and never timed."""
+
+    def __init__(self, call: Callable[[int], Any], count: int = 1) -> None:
+        self.call, self.count = call, count
+
+    def seconds(self, replays: int) -> float:
+        for _ in range(replays):
+            for i in range(self.count):
+                self.call(i)
+        return math.nan
+
+
 class TorchGraph:
-    """`call(i)` for i in range(count), captured by PyTorch."""
+    """`call(i)` for i in range(count), captured by PyTorch on the GPU."""
 
     def __init__(self, call: Callable[[int], Any], count: int = 1) -> None:
         import torch
@@ -92,6 +109,44 @@ class TorchGraph:
         return start.elapsed_time(stop) / 1e3
 
 
+class TorchCalls:
+    """Calls of a model compiled by PyTorch between two events; it replays graphs of its own."""
+
+    count = 1
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        import torch
+
+        self.torch, self.call = torch, call
+        for _ in range(5):  # compiles, warms up, records
+            self._once()
+        torch.cuda.synchronize()
+
+    def _once(self) -> None:
+        self.torch.compiler.cudagraph_mark_step_begin()
+        with self.torch.no_grad():
+            self.call()
+
+    def seconds(self, replays: int) -> float:
+        start, stop = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(replays):
+            self._once()
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop) / 1e3
+
+
+def torch_graph(env: Env, call: Callable[[int], Any], count: int = 1) -> Timed:
+    """How PyTorch's `call(i)` for i in range(count) are timed."""
+    return Untimed(call, count) if env.dry else TorchGraph(call, count)
+
+
+def torch_calls(env: Env, call: Callable[[], Any]) -> Timed:
+    """How calls are timed that PyTorch makes graphs of itself."""
+    return Untimed(lambda _: call()) if env.dry else TorchCalls(call)
+
+
 class HostLoop:
     """Calls timed on the host until `finish`, for engines that cannot be captured."""
 
@@ -109,9 +164,16 @@ class HostLoop:
         return time.perf_counter() - start
 
 
-def measure(engines: Mapping[str, Timed], rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
+def measure(
+    env: Env, engines: Mapping[str, Timed], rounds: int = ROUNDS
+) -> dict[str, dict[str, float]]:
     """Microseconds of one computation of each engine: `us` (median of rounds), `us_min`, and
-    `spread` (the width of the middle half over the median)."""
+    `spread` (the width of the middle half over the median). A dry run replays everything, and
+    reports nothing."""
+    if env.dry:
+        for engine in engines.values():
+            engine.seconds(1)
+        return {name: {} for name in engines}
     replays: dict[str, int] = {}
     for name, engine in engines.items():
         engine.seconds(2)
@@ -125,15 +187,38 @@ def measure(engines: Mapping[str, Timed], rounds: int = ROUNDS) -> dict[str, dic
     return {name: summary(times) for name, times in samples.items()}
 
 
-def beside_best(times: Mapping[str, Mapping[str, float]], name: str) -> float | None:
+def beside_best(
+    right: Collection[str], times: Mapping[str, Mapping[str, float]], name: str
+) -> float | None:
     """The time of the fastest other engine over this one's: above 1, this one is faster.
 
-    >>> beside_best({"a": {"us": 2.0}, "b": {"us": 3.0}, "c": {"us": 5.0}}, "a")
+    Args:
+        right: the engines whose results are right; others do not count.
+
+    >>> beside_best("abc", {"a": {"us": 2.0}, "b": {"us": 3.0}, "c": {"us": 5.0}}, "a")
     1.5
     """
     family = name.split()[0]
-    others = [t["us"] for other, t in times.items() if other.split()[0] != family]
+    others = [
+        found["us"]
+        for other, found in times.items()
+        if other.split()[0] != family and other in right and "us" in found
+    ]
     return min(others) / times[name]["us"] if others else None
+
+
+def rates(found: Mapping[str, float], nbytes: float = 0, flops: float = 0) -> dict[str, float]:
+    """What was measured, with GB/s and TFLOP/s of a computation of this size.
+
+    >>> rates({"us": 2.0}, nbytes=3e6)
+    {'us': 2.0, 'gbps': 1500.0}
+    """
+    result = dict(found)
+    if nbytes and found:
+        result["gbps"] = nbytes / found["us"] / 1e3
+    if flops and found:
+        result["tflops"] = flops / found["us"] / 1e6
+    return result
 
 
 def summary(times: list[float]) -> dict[str, float]:

@@ -19,6 +19,13 @@ DTYPES = {
 MATMUL = {"fp32": "highest", "tf32": "tensorfloat32", "fp16": "default", "bf16": "default"}
 
 
+def require(device: str) -> None:
+    """Raise RuntimeError unless JAX computes there: "cpu", or PyTorch's name of a GPU."""
+    wanted, found = "gpu" if device == "cuda" else device, jax.default_backend()
+    if found != wanted:
+        raise RuntimeError(f"JAX computes on the {found}, not on the {wanted}")
+
+
 def prepared(
     definition: Callable[..., list[Any]], arrays: list[np.ndarray], inputs: dict[str, np.ndarray],
     precision: str,

@@ -152,11 +152,24 @@ MODELS: dict[str, Callable[..., list[Any]]] = {
 }  # fmt: skip
 
 BASE = {"width": 768, "heads": 12, "layers": 12}
-SIZES: dict[str, tuple[str, dict[str, int]]] = {
-    "resnet50": ("resnet", {"depth": 50}),
-    "mobilenet_v2": ("mobilenet_v2", {}),
-    "bert_base": ("bert", {**BASE, "vocab": 30522, "sequence": 128}),
-    "vit_base": ("vit", BASE),
-    "gpt2": ("gpt2", {**BASE, "vocab": 50257, "sequence": 128}),
+Sizes = dict[str, tuple[str, dict[str, int], dict[str, int]]]
+SIZES: Sizes = {
+    "resnet50": ("resnet", {"depth": 50}, {}),
+    "mobilenet_v2": ("mobilenet_v2", {}, {}),
+    "bert_base": ("bert", {**BASE, "vocab": 30522, "sequence": 128}, {}),
+    "vit_base": ("vit", BASE, {}),
+    "gpt2": ("gpt2", {**BASE, "vocab": 50257, "sequence": 128}, {}),
 }
-"""The builder of `tinycomp.testing.models` for each, and the sizes that its name promises."""
+"""The builder of `tinycomp.testing.models` for each, the sizes that its name promises, and the
+arguments of the definition above."""
+
+_FEW = {"heads": 2, "layers": 2}
+_TEXT = {"sequence": 6, "vocab": 40, "width": 16, **_FEW}
+SMALL: Sizes = {
+    "resnet50": ("resnet", {"depth": 50, "image": 32, "width": 8, "classes": 10}, {}),
+    "mobilenet_v2": ("mobilenet_v2", {"image": 32, "classes": 10}, {}),
+    "bert_base": ("bert", _TEXT, _FEW),
+    "vit_base": ("vit", {"image": 16, "patch": 4, "width": 16, "classes": 10, **_FEW}, _FEW),
+    "gpt2": ("gpt2", _TEXT, _FEW),
+}
+"""The same networks, small, for dry runs and tests."""

@@ -23,12 +23,12 @@ def allow_tf32(on: bool) -> None:
     torch.backends.cudnn.allow_tf32 = on
 
 
-def on_device(array: np.ndarray) -> torch.Tensor:
+def on_device(array: np.ndarray, device: str = "cuda") -> torch.Tensor:
     """A copy on the device; bfloat16, which NumPy lacks, goes through its bits."""
-    array = np.ascontiguousarray(array)
+    array = np.array(array, order="C")
     if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).cuda().view(torch.bfloat16)
-    return torch.from_numpy(array).cuda()
+        return torch.from_numpy(array.view(np.int16)).to(device).view(torch.bfloat16)
+    return torch.from_numpy(array).to(device)
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -98,7 +98,15 @@ def channels_last(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [t.to(memory_format=torch.channels_last) for t in tensors]
 
 
-def compiled(call: Callable[..., Any], autotune: bool = False) -> Callable[..., Any]:
-    """torch.compile without its own graphs: the harness captures one around it."""
+def compiled(
+    call: Callable[..., Any], autotune: bool = False, device: str = "cuda"
+) -> Callable[..., Any]:
+    """torch.compile without its own graphs: the harness captures one around it.
+
+    On the CPU it traces, and leaves the code generation for CPUs out.
+    """
+    torch._dynamo.reset()  # it refuses a function after some shapes
+    if device == "cpu":
+        return torch.compile(call, backend="aot_eager", dynamic=False, fullgraph=True)
     mode = "max-autotune-no-cudagraphs" if autotune else "default"
     return torch.compile(call, mode=mode, dynamic=False, fullgraph=True)

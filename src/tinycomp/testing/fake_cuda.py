@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import math
 import operator
@@ -87,11 +88,10 @@ class FakeDriver:
     """A device that knows the kernels of some artifacts.
 
     Args:
-        artifacts: modules that may be loaded.
+        artifacts: modules that may be loaded; `know` adds more.
         arch: of the device.
         total: bytes of memory.
         seed: of the order in which streams advance beside each other.
-        kernels: gives the launches and the loop IR of machine code that is in no artifact.
 
     Attributes:
         launches, programmatic, graph_launches, captures, synchronizations: how many there were.
@@ -103,10 +103,11 @@ class FakeDriver:
         arch: str = "sm_90a",
         total: int = 1 << 30,
         seed: int = 0,
-        kernels: Callable[[bytes], tuple[Sequence[Launch], PrimFunc]] | None = None,
     ) -> None:
         self.arch, self.total = arch, total
-        self._artifacts, self._kernels = artifacts, kernels
+        self._known: dict[bytes, Callable[[], dict[str, _Kernel]]] = {}
+        for artifact in artifacts:
+            self.know(artifact)
         self._random = random.Random(seed)
         self._lock = threading.RLock()
         self._current = threading.local()
@@ -123,6 +124,16 @@ class FakeDriver:
         self.launches = self.graph_launches = self.captures = self.synchronizations = 0
         self.programmatic = 0
 
+    def know(self, artifact: Artifact) -> None:
+        """Let the machine code of a model be loaded."""
+        for name, code in artifact.objects.items():
+            self._known[code] = functools.partial(_kernels_of, artifact, name)
+
+    def know_kernel(self, code: bytes, launches: Sequence[Launch], func: PrimFunc) -> None:
+        """Let machine code that is in no artifact be loaded: its launches and its loop IR."""
+        kernels = {one.name: _Kernel(one, i, func) for i, one in enumerate(launches)}
+        self._known[code] = lambda: kernels
+
     # -- the device ----------------------------------------------------------------------------
 
     def use(self) -> None:
@@ -137,15 +148,9 @@ class FakeDriver:
 
     def load_module(self, code: bytes) -> int:
         self._check("cuModuleLoadData", capturing=False)
-        for artifact in self._artifacts:
-            for name, known in artifact.objects.items():
-                if known == code:
-                    return self._new(self._modules, _kernels_of(artifact, name))
-        if self._kernels is not None:
-            launches, func = self._kernels(code)
-            found = {one.name: _Kernel(one, i, func) for i, one in enumerate(launches)}
-            return self._new(self._modules, found)
-        raise refuse("cuModuleLoadData", "CUDA_ERROR_INVALID_IMAGE", 200)
+        if code not in self._known:
+            raise refuse("cuModuleLoadData", "CUDA_ERROR_INVALID_IMAGE", 200)
+        return self._new(self._modules, self._known[code]())
 
     def function(self, module: int, name: str) -> int:
         if name not in self._modules[module]:
