@@ -1,7 +1,7 @@
 """Writing at computed places: `scatter_elements`, `scatter_nd`.
 
-In tensor expressions every output element looks for the updates that hit it, so there are no
-races, and the last update wins where several hit one element.
+In tensor expressions every output element looks for the updates that hit it, and the last one wins
+where several do; schedules go over the updates instead.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ SCATTER_ELEMENTS = Op(
 def _infer_scatter_nd(attrs: ScatterNdAttrs, types: Any) -> TensorType:
     x, indices, updates = _check("scatter_nd", types, attrs.reduction)
     depth = indices.shape[-1] if indices.rank else 0
-    if not isinstance(depth, int) or depth > x.rank:
+    if not isinstance(depth, int) or not 0 < depth <= x.rank:
         raise TypeMismatch(f"scatter_nd: indices {indices} do not fit {x}")
     if updates.shape != (*indices.shape[:-1], *x.shape[depth:]):
         raise TypeMismatch(f"scatter_nd: updates {updates} do not fit {x} and indices {indices}")

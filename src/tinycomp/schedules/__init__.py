@@ -30,6 +30,7 @@ from .matmul import schedule_matmul
 from .matmul_bytes import byte_dot, schedule_matmul_bytes
 from .reduction import schedule_lane_reduction
 from .rows import schedule_rows
+from .scatter import elements_of, expand_scatter, slices_of
 from .to_te import Compute, to_te
 from .topk import expand_topk
 from .window import schedule_conv
@@ -43,6 +44,8 @@ def expansions(target: Target) -> dict[str, Compute]:
     return {
         "cumsum": partial(expand_cumulative, BinaryOp.ADD, target),
         "cumprod": partial(expand_cumulative, BinaryOp.MUL, target),
+        "scatter_elements": partial(expand_scatter, elements_of),
+        "scatter_nd": partial(expand_scatter, slices_of),
         "topk": expand_topk,
     }
 

@@ -25,6 +25,7 @@ from tinycomp.ops.norm import LayerNormAttrs
 from tinycomp.ops.pool import Pool2dAttrs
 from tinycomp.ops.reduce import ArgReduceAttrs, ReduceAttrs
 from tinycomp.ops.resize import ResizeAttrs
+from tinycomp.ops.scatter import ScatterElementsAttrs, ScatterNdAttrs
 from tinycomp.ops.shape import ConcatenateAttrs, TransposeAttrs
 from tinycomp.ops.topk import TopkAttrs
 
@@ -123,6 +124,14 @@ def _reductions() -> dict[str, Case]:
         "cumsum": (one("cumsum", CumulativeAttrs(1)), (((64, 512), F),)),
         "cumsum long": (one("cumsum", CumulativeAttrs(1)), (((2, 1 << 20), F),)),
         "cumsum columns": (one("cumsum", CumulativeAttrs(0)), (((65536, 64), F),)),
+        "scatter sorted": (
+            one("scatter_elements", ScatterElementsAttrs(0, "add")),
+            (((1 << 20,), F), ((4096,), "int64"), ((4096,), F)),
+        ),
+        "scatter slices": (
+            one("scatter_nd", ScatterNdAttrs()),
+            (((4096, 8, 128), F), ((4, 1), "int64"), ((4, 8, 128), F)),
+        ),
         "topk": (one("topk", TopkAttrs(5, 1)), (((64, 1000), F),)),
         "topk of tiles": (one("topk", TopkAttrs(50, 1)), (((32, 50257), F),)),
         "sort": (one("topk", TopkAttrs(1 << 14, 0)), (((1 << 14,), F),)),

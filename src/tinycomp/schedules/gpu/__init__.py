@@ -24,6 +24,7 @@ from ...tir.schedule import Schedule, create_schedule
 from ...tir.tree import statements
 from ..collapse import collapse_dims
 from ..common import Kernel, inline_injective
+from ..scatter import elements_of, slices_of
 from ..to_te import Compute, to_te
 from .arg_reduction import expand_arg_reduction
 from .attention import expand_attention
@@ -36,6 +37,7 @@ from .hopper_gemm import build_hopper_product
 from .matmul_bytes import expand_matmul_bytes
 from .reduction import schedule_reduction
 from .rows import schedule_rows
+from .scatter import expand_scatter
 from .skinny import expand_skinny
 from .split_k import SLICES, schedule_slices
 from .tensor_cores import schedule_tensor_cores
@@ -59,6 +61,8 @@ def expansions(target: Target) -> dict[str, Compute]:
         "argmin": partial(expand_arg_reduction, "argmin"),
         "cumsum": partial(expand_cumulative, BinaryOp.ADD),
         "cumprod": partial(expand_cumulative, BinaryOp.MUL),
+        "scatter_elements": partial(expand_scatter, elements_of),
+        "scatter_nd": partial(expand_scatter, slices_of),
         "topk": expand_topk,
     }
 
