@@ -255,7 +255,14 @@ def test_activation(case: Case) -> None:
     check(case)
 
 
-def recurrent(op: str, gates: int, directions: int = 1, extra: int = 0, **attrs: Any) -> Case:
+def recurrent(
+    op: str,
+    gates: int,
+    directions: int = 1,
+    extra: int = 0,
+    lens: Sequence[int] = (),
+    **attrs: Any,
+) -> Case:
     """A layer of T=4, B=2, I=3, H=5; `extra` initial states and, beyond those, peepholes."""
     hidden, batch, length = 5, 2, 4
     first = attrs.get("layout", 0)
@@ -266,7 +273,8 @@ def recurrent(op: str, gates: int, directions: int = 1, extra: int = 0, **attrs:
     states = [f32(*shape, seed=k) for k in range(extra)]
     if op == "LSTM" and extra == 3:
         states[2] = f32(directions, 3 * hidden)
-    inputs = [x, *weights, bias, *([np.full(batch, length, np.int32), *states] if extra else [])]
+    lengths = np.array(lens or [length] * batch, np.int32)
+    inputs = [x, *weights, bias, *([lengths, *states] if extra or lens else [])]
     return Case(op, inputs, {"hidden_size": hidden, **attrs}, outputs=3 if op == "LSTM" else 2)
 
 
@@ -279,6 +287,10 @@ RNN = [
     recurrent("LSTM", 4),
     recurrent("LSTM", 4, 2, extra=2, direction="bidirectional"),
     recurrent("LSTM", 4, extra=3),
+    recurrent("RNN", 1, lens=[4, 1]),
+    recurrent("GRU", 3, 2, lens=[2, 3], direction="bidirectional"),
+    recurrent("LSTM", 4, lens=[3, 4], direction="reverse"),
+    recurrent("LSTM", 4, 2, extra=2, lens=[1, 3], direction="bidirectional"),
     recurrent("LSTM", 4, activations=["HardSigmoid", "Tanh", "Softsign"], activation_alpha=[0.3]),
 ]
 

@@ -1,7 +1,8 @@
 """ONNX RNN, GRU and LSTM, unrolled over a sequence length known while compiling.
 
 The inputs of all steps are multiplied by the weights at once, in one product of [T * B, I] by
-[I, gates * H]; only the recurrent product is done step by step.
+[I, gates * H]; only the recurrent product is done step by step. A step reads rows that are there
+already, so all steps run the same few kernels; the directions do not depend on each other.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..dtype import DType
 from ..relay.nodes import Atom, Constant
 from ..relay.op import Op
 from ..types import TensorType
@@ -155,15 +157,53 @@ def _activations(node: OnnxNode, kind: _Kind) -> list[tuple[str, tuple[float, ..
     return result
 
 
-def _check(node: OnnxNode, steps: int) -> None:
+def _check(node: OnnxNode) -> None:
+    for index, rank in ((0, 3), (1, 3), (2, 3), (3, 2), (4, 1), (5, 3), (6, 3), (7, 2)):
+        if node.has(index) or index < 3:
+            node.rank(index, rank)
+    if accumulation_dtype(node.type(0).dtype) is not node.type(0).dtype:
+        raise node.unsupported(f"elements of {node.type(0).dtype}")
     if not node.type(0).is_static:
         raise node.unsupported(
             f"the symbolic input {node.type(0)}", "fix the sequence length and batch size"
         )
-    if node.has(4):
-        lengths = node.inputs[4]
-        if not isinstance(lengths, Constant) or not np.all(lengths.data == steps):
-            raise node.unsupported("sequence_lens shorter than the sequence")
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    """Sequences of a batch that may be shorter than T.
+
+    Attributes:
+        lengths: int [B].
+        running: bool [T, B, H], whether the sequence has this step.
+    """
+
+    emit: Emit
+    lengths: Atom
+    running: Atom
+
+    @staticmethod
+    def of(node: OnnxNode, steps: int, batch: int, hidden: int) -> _Lengths | None:
+        """None if all sequences are known to be whole."""
+        if not node.has(4):
+            return None
+        lengths, emit = node.input(4), Emit(node)
+        if isinstance(lengths, Constant) and np.all(lengths.data == steps):
+            return None
+        row = emit("reshape", emit("cast", lengths, dtype=DType.INT64), newshape=(1, batch, 1))
+        running = emit("less", node.builder.const(np.arange(steps).reshape(-1, 1, 1)), row)
+        running = emit("broadcast_to", running, shape=(steps, batch, hidden))
+        return _Lengths(emit, lengths, running)
+
+    def reversed(self, x: Atom) -> Atom:
+        """[T, B, ...] with the steps of each sequence in reverse."""
+        return self.emit("reverse_sequence", x, self.lengths, seq_axis=0, batch_axis=1)
+
+    def step(self, t: int, new: list[Atom], old: list[Atom]) -> tuple[Atom, list[Atom]]:
+        """(output, states) after step t: a sequence that has ended gives 0 and keeps its state."""
+        where, running = self.emit.where, _index(self.emit, self.running, 0, t)
+        states = [where(running, a, b, a) for a, b in zip(new, old, strict=True)]
+        return where(running, new[0], 0.0, new[0]), states
 
 
 def _cell(node: OnnxNode, kind: _Kind, direction: int, hidden: int) -> tuple[_Cell, Atom | None]:
@@ -197,24 +237,27 @@ def _initial(node: OnnxNode, index: int, direction: int, batch: int, hidden: int
 
 def _run_direction(
     node: OnnxNode, kind: _Kind, x: Atom, direction: int, reverse: bool
-) -> tuple[list[Atom], list[Atom]]:
-    """(h of every step in time order, final states) for x [T, B, I]; each state is [B, H]."""
+) -> tuple[Atom, list[Atom]]:
+    """(h of every step in time order [T, B, H], final states [B, H]) for x [T, B, I]."""
     assert isinstance(x.type, TensorType)
     steps, batch, width = x.type.static_shape
     hidden = node.type(2).static_shape[2]
     cell, bias = _cell(node, kind, direction, hidden)
-    emit = cell.emit
+    emit, lengths = cell.emit, _Lengths.of(node, steps, batch, hidden)
     weight = emit("transpose", _index(emit, node.input(1), 0, direction), axes=(1, 0))
     rows = emit("reshape", x, newshape=(steps * batch, width))
     products = emit("nn.matmul", rows, weight)
     products = products if bias is None else emit("add", products, bias)
     products = emit("reshape", products, newshape=(steps, batch, kind.gates * hidden))
+    if lengths and reverse:
+        products = lengths.reversed(products)
     state = [_initial(node, i, direction, batch, hidden) for i in kind.inputs_of_states]
     outputs: dict[int, Atom] = {}
-    for t in reversed(range(steps)) if reverse else range(steps):
-        state = kind.step(cell, _index(emit, products, 0, t), state)
-        outputs[t] = state[0]
-    return [outputs[t] for t in range(steps)], state
+    for t in reversed(range(steps)) if reverse and not lengths else range(steps):
+        new = kind.step(cell, _index(emit, products, 0, t), state)
+        outputs[t], state = lengths.step(t, new, state) if lengths else (new[0], new)
+    y = _stack(emit, [outputs[t] for t in range(steps)], 0)
+    return lengths.reversed(y) if lengths and reverse else y, state
 
 
 def _stack(emit: Emit, parts: Sequence[Atom], axis: int) -> Atom:
@@ -232,28 +275,19 @@ _DIRECTIONS = {"forward": [False], "reverse": [True], "bidirectional": [False, T
 
 def _import_recurrent(node: OnnxNode) -> list[Atom]:
     kind, emit = _KINDS[node.op_type], Emit(node)
-    for index, rank in ((0, 3), (1, 3), (2, 3), (3, 2), (5, 3), (6, 3), (7, 2)):
-        if node.has(index) or index < 3:
-            node.rank(index, rank)
+    _check(node)
     x, batch_first = node.input(0), node.attr("layout", 0)
-    if accumulation_dtype(node.type(0).dtype) is not node.type(0).dtype:
-        raise node.unsupported(f"elements of {node.type(0).dtype}")
-    _check(
-        node, node.type(0).static_shape[1 if batch_first else 0] if node.type(0).is_static else 0
-    )
     x = emit("transpose", x, axes=(1, 0, 2)) if batch_first else x
-    mode = node.choice("direction", "forward", _DIRECTIONS)
-    reverses = _DIRECTIONS[mode]
+    reverses = _DIRECTIONS[node.choice("direction", "forward", _DIRECTIONS)]
     runs = [_run_direction(node, kind, x, d, reverse) for d, reverse in enumerate(reverses)]
-    # [B, H] per direction and step, to [T, D, B, H], or [B, T, D, H] with the batch first
-    steps = [
-        _stack(emit, parts, 1 if batch_first else 0)
-        for parts in zip(*(r[0] for r in runs), strict=True)
+    y = _stack(emit, [run[0] for run in runs], 1)  # [T, D, B, H]
+    if batch_first:
+        y = emit("transpose", y, axes=(2, 0, 1, 3))
+    states = [
+        _stack(emit, [run[1][k] for run in runs], 1 if batch_first else 0)
+        for k in range(kind.states)
     ]
-    results = [_stack(emit, steps, 1 if batch_first else 0)]
-    for k in range(kind.states):
-        results.append(_stack(emit, [r[1][k] for r in runs], 1 if batch_first else 0))
-    return results[: node.num_outputs]
+    return [y, *states][: node.num_outputs]
 
 
 OPS: tuple[Op, ...] = ()

@@ -145,7 +145,7 @@ RESHAPE = Op(
         Sample((sample_array((1, 1)),), ReshapeAttrs(())),
         Sample((sample_array((0, 3)),), ReshapeAttrs((3, 0))),
     ),
-    view=True,
+    view=lambda attrs, x: 0,
     doc="The same elements in row-major order under another shape.",
 )
 
@@ -311,6 +311,25 @@ def _np_strided_slice(attrs: StridedSliceAttrs, arrays: Any) -> np.ndarray:
     )
 
 
+def _slice_offset(attrs: StridedSliceAttrs, x: TensorType) -> int | None:
+    """The slice is one piece of memory if it is whole along all axes behind one, and takes one
+    element of each axis before that."""
+    if not x.is_static or 0 in x.shape:
+        return None
+    position, step = 0, x.size
+    piece = False  # whether the axes so far have more than one element
+    for begin, end, stride, dim in zip(
+        attrs.begin, attrs.end, attrs.strides, x.static_shape, strict=True
+    ):
+        extent = len(range(begin, end, stride))
+        if extent == 0 or (piece and extent < dim) or (extent > 1 and stride != 1):
+            return None
+        step //= dim
+        position += begin * step
+        piece |= extent > 1
+    return position * x.dtype.itemsize
+
+
 STRIDED_SLICE = Op(
     "strided_slice",
     OpPattern.INJECTIVE,
@@ -323,6 +342,7 @@ STRIDED_SLICE = Op(
         Sample((sample_array((5, 6)),), StridedSliceAttrs((4, 5), (-1, 1), (-1, -2))),
         Sample((sample_array((5, 6)),), StridedSliceAttrs((2, 0), (2, 6), (1, 1))),
     ),
+    view=_slice_offset,
     doc="Every stride-th element of each axis.",
 )
 

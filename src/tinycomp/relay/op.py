@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..te.tensor import Tensor
-from ..types import Type
+from ..types import TensorType, Type
 
 
 class OpPattern(IntEnum):
@@ -58,7 +58,8 @@ class Op:
         samples: calls to test every level with.
         stitchable: an elementwise, broadcast or last-axes-reduction operator, or one like softmax
             that is made of them, whose rows are independent: it may be stitched.
-        view: the result is the argument's memory under another shape (reshape).
+        view: `(attrs, argument type) -> byte` of the argument's memory at which the result begins,
+            which is there already (a reshape, rows of a matrix); or None. See `views.view_offset`.
         doc: what it computes, with its ONNX counterpart.
     """
 
@@ -70,7 +71,7 @@ class Op:
     attrs_type: type[Attrs] = Attrs
     samples: Callable[[], Iterable[Sample]] = field(default=lambda: ())
     stitchable: bool = False
-    view: bool = False
+    view: Callable[[Any, TensorType], int | None] | None = None
     doc: str = ""
 
     def __repr__(self) -> str:

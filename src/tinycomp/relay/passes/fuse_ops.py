@@ -10,6 +10,7 @@ from ..nodes import Atom, Binding, Call, Constant, Function, Var, replace_args
 from ..op import NO_ATTRS, Op
 from ..pass_infra import FunctionPass, PassContext
 from ..structural_key import structural_key
+from ..views import is_whole_view, view_offset
 from .fusion_groups import Partitioner
 
 MAX_NAME = 96
@@ -22,8 +23,9 @@ class FuseOps(FunctionPass):
     A group's function carries `attrs`: `primitive` 1, `name` ("fused_nn_conv2d_add_nn_relu"),
     `key` (equal keys are one kernel, see `structural_key`), and for a stitched group `stitched`
     True and `rows`, the number of its leading row dimensions. Constants of one element are part of
-    the body; larger ones are arguments. A reshape at the border of a group, or alone, stays
-    outside: it costs nothing there.
+    the body; larger ones are arguments. A reshape at the border of a group, or alone, and
+    a slice of rows that a group reads, stay outside: they cost nothing there, and kernels that read
+    other rows are one kernel.
 
     Options: `max_ops` and `max_args` limit one group; `max_row_bytes` limits the row buffers of a
     stitched one, and 0 turns stitching off. `fuse` False wraps each operator alone.
@@ -50,25 +52,23 @@ class FuseOps(FunctionPass):
         return replace(function, bindings=tuple(bindings))
 
 
-def _is_view(binding: Binding) -> bool:
-    value = binding.value
-    return isinstance(value, Call) and isinstance(value.op, Op) and value.op.view
-
-
 def _outline(members: list[Binding], rows: int | None) -> list[Binding]:
-    """The bindings for one group: views before it, the call of its function, views after it."""
+    """The bindings for one group: views before it, the call of its function, views after it.
+
+    A piece of what the group computes is no view after it: then only the piece is computed.
+    """
     value = members[0].value
     if not isinstance(value, Call) or isinstance(value.op, Function):
         assert len(members) == 1
         return members
     members = list(members)
     after: list[Binding] = []
-    while members and _is_view(members[-1]):
+    while members and is_whole_view(members[-1]):
         after.insert(0, members.pop())
     before: list[Binding] = []
     inside = {m.var for m in members}
     for member in tuple(members):
-        if _is_view(member) and not any(a in inside for a in member.args):
+        if view_offset(member) is not None and not any(a in inside for a in member.args):
             before.append(member)
             members.remove(member)
             inside.remove(member.var)

@@ -8,7 +8,7 @@ given disjoint offsets in the arena; the second walk emits the steps with these 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from ..constant_pool import ConstantPool, align
 from ..nodes import Atom, Binding, Call, Constant, Function, If, Tuple, TupleGetItem, Var, While
 from ..op import Op
 from ..plan import Branch, BufferRef, Copy, ExecutionPlan, KernelCall, Repeat, Space, Step
+from ..views import is_whole_view, view_offset
 from .fuse_ops import label_of
 
 
@@ -36,7 +37,7 @@ KernelOf = Callable[[Binding], KernelInfo]
 def plan_memory(main: Function, kernel_of: KernelOf, constants: ConstantPool) -> ExecutionPlan:
     """The execution plan of a fused function; its constants are added to `constants`.
 
-    A reshape outside a kernel is an alias. Results are written straight into the caller's output
+    A view outside a kernel (a reshape, rows of a matrix) is an alias. Results are written straight into the caller's output
     arrays; a result that is an input, a constant or another result too is copied.
 
     Raises:
@@ -193,8 +194,8 @@ class _Planner:
             elif isinstance(value, TupleGetItem):
                 first, last = _field_range(value)
                 env[binding.var] = inputs[0][first:last]
-            elif _is_view(value):
-                env[binding.var] = inputs[0]
+            elif (offset := view_offset(binding)) is not None:
+                env[binding.var] = [_piece(inputs[0][0], offset, binding)]
             elif isinstance(value, While):
                 env[binding.var] = yield from self._while(value, inputs, steps)
             else:
@@ -287,8 +288,14 @@ class _Planner:
             self._copy(source, target, steps)
 
 
-def _is_view(value: object) -> bool:
-    return isinstance(value, Call) and isinstance(value.op, Op) and value.op.view
+def _piece(place: _Place, offset: int, binding: Binding) -> _Place:
+    """A view's place in its argument's."""
+    if is_whole_view(binding):
+        return place
+    assert isinstance(binding.var.type, TensorType)
+    nbytes = _nbytes(binding.var.type, binding.span)
+    ref = replace(place.ref, offset=place.ref.offset + offset, nbytes=nbytes)
+    return replace(place, ref=ref)
 
 
 def _nbytes(type_: TensorType, span: Span = NO_SPAN) -> int:
@@ -314,12 +321,13 @@ def _direct_targets(
     function: Function, targets: Sequence[_Place | None]
 ) -> dict[tuple[Var, int], _Place]:
     """Which leaf of which binding may be written straight into which target."""
-    made_by = {b.var: b.value for b in function.bindings}
+    made_by = {b.var: b for b in function.bindings}
     wanted: dict[tuple[Var, int], _Place] = {}
     for position, target in enumerate(targets):
         atom, leaf = function.result, position
         while target is not None and isinstance(atom, Var) and atom in made_by:
-            value = made_by[atom]
+            binding = made_by[atom]
+            value = binding.value
             if isinstance(value, Tuple):
                 for field in value.fields:
                     count = len(leaf_types(field.type))
@@ -329,10 +337,10 @@ def _direct_targets(
                     leaf -= count
             elif isinstance(value, TupleGetItem):
                 atom, leaf = value.tuple, leaf + _field_range(value)[0]
-            elif _is_view(value):
+            elif is_whole_view(binding):
                 atom = value.args[0]
             else:
-                if not isinstance(value, While):
+                if not isinstance(value, While) and view_offset(binding) is None:
                     wanted.setdefault((atom, leaf), target)
                 break
     return wanted
