@@ -440,7 +440,8 @@ def assemble(
     from .relay.passes.plan_memory import plan_memory
 
     pool = ConstantPool()
-    plan = plan_memory(module.main, lambda b: kernels[_key(b)].planned(options.num_threads), pool)
+    threads = options.num_threads
+    plan = plan_memory(module.main, lambda b: kernels[_key(b)].planned(threads), pool, threads)
     _check_memory(plan, options.memory_budget)
     target = options.target
     runtime = {

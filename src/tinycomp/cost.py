@@ -10,6 +10,7 @@ from .dtype import DType
 from .relay.nodes import Binding, Call, Function
 from .relay.op import Op, OpPattern
 from .relay.passes.to_mixed_precision import ALLOWED, ROUNDED
+from .target import Target
 from .types import TensorType
 
 # Operations per result element of what costs more than one; by convention, not by measurement.
@@ -33,6 +34,17 @@ def function_bytes(function: Function) -> int:
         else:
             types.extend(type_.fields)
     return total
+
+
+_CALL = 200  # cycles to call a kernel
+_BYTES_PER_CYCLE = 16  # of a core from its second cache
+
+
+def estimated_cycles(function: Function, target: Target) -> float:
+    """Cycles of one call on one core: two fused multiply-adds a cycle, or what its data takes."""
+    flops_per_cycle = 4 * target.lanes(DType.FLOAT32)
+    computing = function_flops(function) / flops_per_cycle
+    return _CALL + max(computing, function_bytes(function) / _BYTES_PER_CYCLE)
 
 
 def function_precision(function: Function) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from .codegen.llvm import KernelIR, emit_kernel
 from .codegen.llvm import compile_kernels as compile_llvm
-from .cost import function_flops, function_precision
+from .cost import estimated_cycles, function_flops, function_precision
 from .extension import NO_EXTENSION, Extension
 from .relay.nodes import Call, Function, all_functions
 from .relay.passes.plan_memory import KernelInfo
@@ -34,32 +34,37 @@ class KernelOptions(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CompiledKernel:
-    """Object code of a kernel and what its caller must provide; see `codegen.llvm.KernelIR`."""
+    """Object code of a kernel and what its caller must provide; see `codegen.llvm.KernelIR`.
+
+    Attributes:
+        cycles: estimated, on one thread; None if the kernel uses several.
+    """
 
     name: str
     workspace_bytes: int
     workspace_bytes_per_thread: int
     can_fail: bool
     flops: int
+    cycles: float | None
     object_code: bytes
 
     def planned(self, num_threads: int) -> KernelInfo:
         """What the memory planner needs to know."""
         workspace = self.workspace_bytes + num_threads * self.workspace_bytes_per_thread
-        return KernelInfo(self.name, workspace, self.can_fail)
+        return KernelInfo(self.name, workspace, self.can_fail, self.cycles)
 
     def to_bytes(self) -> bytes:
         head = json.dumps(
             [self.name, self.workspace_bytes, self.workspace_bytes_per_thread, self.can_fail,
-             self.flops]
+             self.flops, self.cycles]
         ).encode()  # fmt: skip
         return len(head).to_bytes(4, "little") + head + self.object_code
 
     @staticmethod
     def from_bytes(data: bytes) -> CompiledKernel:
         size = int.from_bytes(data[:4], "little")
-        name, shared, per_thread, can_fail, flops = json.loads(data[4 : 4 + size])
-        return CompiledKernel(name, shared, per_thread, can_fail, flops, data[4 + size :])
+        name, shared, per_thread, can_fail, flops, cycles = json.loads(data[4 : 4 + size])
+        return CompiledKernel(name, shared, per_thread, can_fail, flops, cycles, data[4 + size :])
 
 
 def primitive_functions(main: Function) -> dict[str, Function]:
@@ -111,19 +116,21 @@ def compile_kernels(
                 pending[key] = CompiledKernel.from_bytes(stored)
             else:
                 ir = lower_kernel(function, target, options.extension)
-                flops = function_flops(function)
-                pending[key] = pool.submit(_finish, ir, flops, target, cache, entry)
+                pending[key] = pool.submit(_finish, ir, function, target, cache, entry)
             report("compile kernels", done + 1, len(functions))
         return {k: p.result() if isinstance(p, Future) else p for k, p in pending.items()}
 
 
-def _finish(ir: KernelIR, flops: int, target: Target, cache: Cache, entry: str) -> CompiledKernel:
+def _finish(
+    ir: KernelIR, function: Function, target: Target, cache: Cache, entry: str
+) -> CompiledKernel:
     kernel = CompiledKernel(
         ir.name,
         ir.workspace_bytes,
         ir.workspace_bytes_per_thread,
         ir.can_fail,
-        flops,
+        function_flops(function),
+        None if ir.is_threaded else estimated_cycles(function, target),
         compile_llvm([ir.llvm_text], target),
     )
     cache.put(entry, kernel.to_bytes())

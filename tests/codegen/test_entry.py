@@ -16,7 +16,16 @@ from tinycomp.codegen.llvm import compile_kernels, emit_kernel
 from tinycomp.codegen.runtime_abi import MAIN, RuntimeState
 from tinycomp.dtype import DType
 from tinycomp.ir.expr import Call, const
-from tinycomp.relay.plan import Branch, BufferRef, Copy, ExecutionPlan, KernelCall, Repeat, Space
+from tinycomp.relay.plan import (
+    Branch,
+    BufferRef,
+    Copy,
+    ExecutionPlan,
+    KernelCall,
+    Parallel,
+    Repeat,
+    Space,
+)
 from tinycomp.target import Target
 from tinycomp.tir.nodes import PrimFunc
 
@@ -34,6 +43,7 @@ def checked(x):
 
 KERNELS = (
     kernel("increment", "int64", "int64", value=lambda x: x + 1),
+    kernel("add", "int64", "int64", "int64", value=lambda x, y: x + y),
     kernel("double", "int64", "int64", value=lambda x: x * 2),
     kernel("less", "int64", "int64", "bool", value=lambda x, y: x < y),
     kernel("check", "int64", "int64", value=lambda x: checked(x)),
@@ -59,12 +69,14 @@ class Model:
         native = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 6)
         self.main = native(self.loaded.address(MAIN))
 
-    def __call__(self, x: int, profile: np.ndarray | None = None) -> tuple[int, int]:
+    def __call__(
+        self, x: int, profile: np.ndarray | None = None, threads: int = 1
+    ) -> tuple[int, int]:
         """The entry's result and output 0, for input x and the constant 50."""
         arrays = [np.array([x]), np.array([-1])]
         constants, arena = np.full(16, 50), np.zeros(16, "i8")
         pointers = [(ctypes.c_void_p * 1)(a.ctypes.data) for a in arrays]
-        runtime = RuntimeState(num_threads=1, pool=pool_runtime().pool)
+        runtime = RuntimeState(num_threads=threads, pool=pool_runtime().pool)
         status = self.main(
             ctypes.addressof(runtime), *(ctypes.addressof(p) for p in pointers),
             constants.ctypes.data, arena.ctypes.data,
@@ -97,6 +109,23 @@ def test_repeat_with_branch_inside() -> None:
     model = Model(Copy(X, ACC), Repeat(below, FLAG, body), Copy(ACC, OUT))
     assert model(3) == (0, 96)
     assert model(60) == (0, 60)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_branches_run_beside_each_other(threads: int) -> None:
+    places = [ref("arena", 8 * i) for i in range(4)]
+    branches = tuple(
+        (KernelCall("double", (X, place)), *[KernelCall("increment", (place, place))] * count)
+        for count, place in enumerate(places)
+    )
+    sums = [KernelCall("add", (ACC, place, ACC)) for place in places[1:]]
+    model = Model(Parallel(branches), *sums, Copy(ACC, OUT))
+    expected = (0, 4 * 2 * 7 + 1 + 2 + 3)
+    for _ in range(50):
+        assert model(7, threads=threads) == expected
+    profile = np.zeros(14, "i8")
+    assert model(7, profile, threads) == expected
+    assert (np.diff(profile) >= 0).all()
 
 
 def test_failing_call_stops_the_model() -> None:

@@ -19,6 +19,7 @@ from ..relay.plan import (
     Copy,
     ExecutionPlan,
     KernelCall,
+    Parallel,
     Repeat,
     Space,
     Step,
@@ -27,7 +28,7 @@ from ..relay.plan import (
 from ..target import Target
 from .builder import FunctionBuilder, ModuleBuilder, Value, literal
 from .llvm import new_module
-from .runtime_abi import ERROR, MAIN, POOL_ENTER
+from .runtime_abi import ERROR, MAIN, PARALLEL_FOR, POOL_ENTER
 
 STEPS_PER_FUNCTION = 500
 """Longer step lists are divided, since LLVM's time grows faster than a function's size."""
@@ -99,11 +100,15 @@ class _StepsEmitter:
         """Call the function for a list of steps; return its result if it failed."""
         if not steps:
             return
+        result = b.call(self._name(steps), "i64", _ARGUMENTS)
+        self._return_if(b, b.compare("icmp ne", result, literal(0, "i64")), result)
+
+    def _name(self, steps: Sequence[Step]) -> str:
+        """The function for a list of steps, which is emitted later."""
         name = f"steps{self._named}"
         self._named += 1
         self._pending.append((name, steps))
-        result = b.call(name, "i64", _ARGUMENTS)
-        self._return_if(b, b.compare("icmp ne", result, literal(0, "i64")), result)
+        return name
 
     def _return_if(self, b: FunctionBuilder, condition: Value, result: Value) -> None:
         failed, fine = b.fresh("failed"), b.fresh("fine")
@@ -119,6 +124,8 @@ class _StepsEmitter:
             self._copy(b, step)
         elif isinstance(step, Branch):
             self._branch(b, step)
+        elif isinstance(step, Parallel):
+            self._parallel(b, step)
         else:
             self._repeat(b, step)
 
@@ -160,6 +167,47 @@ class _StepsEmitter:
         self._run_list(b, step.body_steps)
         b.br(loop)
         b.start(done)
+
+    def _parallel(self, b: FunctionBuilder, step: Parallel) -> None:
+        """One iteration of a parallel loop for each branch. While profiling one after the other,
+        since a call's time is that since the call before it."""
+        names = [self._name(branch) for branch in step.branches]
+        shared = f"{names[0]}.branches"
+        timed, together, done = b.fresh("timed"), b.fresh("together"), b.fresh("done")
+        b.cond_br(b.compare("icmp eq", _PROFILE, Value("null", "ptr")), together, timed)
+        b.start(timed)
+        for name in names:
+            b.call(name, "i64", _ARGUMENTS)
+        b.br(done)
+        b.start(together)
+        env = b.alloca(f"[{len(_ARGUMENTS)} x ptr]", align=8)
+        for position, value in enumerate(_ARGUMENTS):
+            b.store(value, b.gep(env, "ptr", literal(position, "i64")))
+        self.module.declare(PARALLEL_FOR, "void", ["ptr", "ptr", "ptr", "i64"])
+        b.line(f"call void @{PARALLEL_FOR}({_RT}, ptr @{shared}, {env}, i64 {len(names)})")
+        b.br(done)
+        b.start(done)
+        self._emit_share(shared, names)
+
+    def _emit_share(self, name: str, branches: Sequence[str]) -> None:
+        """What a thread calls: the branches from `begin` to `end`, which cannot fail."""
+        parameters = [("ptr", "env"), ("i64", "begin"), ("i64", "end"), ("i64", "thread")]
+        b = FunctionBuilder(self.module, name, parameters, linkage="internal")
+        env, begin, end = (Value(f"%{n}", t) for t, n in parameters[:3])
+        arguments = [
+            b.load("ptr", b.gep(env, "ptr", literal(i, "i64"))) for i in range(len(_ARGUMENTS))
+        ]
+        for number, branch in enumerate(branches):
+            mine, after = b.fresh("mine"), b.fresh("after")
+            position = literal(number, "i64")
+            low, high = b.compare("icmp sle", begin, position), b.compare("icmp slt", position, end)
+            b.cond_br(b.op("and", low, high), mine, after)
+            b.start(mine)
+            b.call(branch, "i64", arguments)
+            b.br(after)
+            b.start(after)
+        b.ret()
+        b.finish()
 
 
 def _parts(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:

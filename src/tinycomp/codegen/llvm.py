@@ -23,7 +23,8 @@ import llvmlite.binding as binding
 
 from ..diagnostics import InternalError
 from ..target import Target
-from ..tir.nodes import PrimFunc
+from ..tir.nodes import For, ForKind, PrimFunc
+from ..tir.tree import statements
 from .builder import ModuleBuilder
 from .machine import target_machine
 from .statements import emit_kernel_body, plan_workspace
@@ -42,6 +43,7 @@ class KernelIR:
     workspace_bytes: int
     workspace_bytes_per_thread: int
     can_fail: bool
+    is_threaded: bool
 
 
 def emit_kernel(func: PrimFunc, target: Target) -> KernelIR:
@@ -58,7 +60,12 @@ def emit_kernel(func: PrimFunc, target: Target) -> KernelIR:
     workspace = plan_workspace(func.body)
     can_fail = emit_kernel_body(module, func, workspace)
     return KernelIR(
-        func.name, module.text(), workspace.shared_bytes, workspace.private_bytes, can_fail
+        func.name,
+        module.text(),
+        workspace.shared_bytes,
+        workspace.private_bytes,
+        can_fail,
+        any(isinstance(s, For) and s.kind is ForKind.PARALLEL for s in statements(func.body)),
     )
 
 

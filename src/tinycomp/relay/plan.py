@@ -69,7 +69,15 @@ class Repeat:
     body_steps: tuple[Step, ...]
 
 
-Step = KernelCall | Copy | Branch | Repeat
+@dataclass(frozen=True, slots=True)
+class Parallel:
+    """Run several step lists at the same time, each on one thread. They touch no common memory
+    that one of them writes."""
+
+    branches: tuple[tuple[Step, ...], ...]
+
+
+Step = KernelCall | Copy | Branch | Repeat | Parallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +93,7 @@ class ExecutionPlan:
 
 
 def all_steps(steps: tuple[Step, ...]) -> Iterator[Step]:
-    """Every step, also inside branches and loops, in text order. Iterative."""
+    """Every step, also inside other steps, in text order. Iterative."""
     stack: list[Step] = list(reversed(steps))
     while stack:
         step = stack.pop()
@@ -94,3 +102,5 @@ def all_steps(steps: tuple[Step, ...]) -> Iterator[Step]:
             stack.extend(reversed(step.then_steps + step.else_steps))
         elif isinstance(step, Repeat):
             stack.extend(reversed(step.condition_steps + step.body_steps))
+        elif isinstance(step, Parallel):
+            stack.extend(reversed([s for branch in step.branches for s in branch]))

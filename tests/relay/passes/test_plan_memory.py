@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +19,16 @@ from tinycomp.relay.nodes import Binding, Call, Function, IRModule
 from tinycomp.relay.pass_infra import PassContext
 from tinycomp.relay.passes.fuse_ops import FuseOps
 from tinycomp.relay.passes.plan_memory import KernelInfo, Storage, assign_offsets, plan_memory
-from tinycomp.relay.plan import Branch, BufferRef, Copy, ExecutionPlan, KernelCall, all_steps
+from tinycomp.relay.plan import (
+    Branch,
+    BufferRef,
+    Copy,
+    ExecutionPlan,
+    KernelCall,
+    Parallel,
+    Step,
+    all_steps,
+)
 
 OPS = default_ops()
 
@@ -25,18 +36,19 @@ OPS = default_ops()
 class Simulator:
     """Runs a plan: kernels by the interpreter, memory as bytes that start as garbage."""
 
-    def __init__(self, main: Function, workspace: int = 0) -> None:
+    def __init__(self, main: Function, workspace: int, threads: int, seed: int) -> None:
         self.kernels: dict[str, Function] = {}
         self.workspace = workspace
         self.constants = ConstantPool()
-        self.plan: ExecutionPlan = plan_memory(main, self.kernel_of, self.constants)
+        self.random = random.Random(seed)
+        self.plan: ExecutionPlan = plan_memory(main, self.kernel_of, self.constants, threads)
 
     def kernel_of(self, binding: Binding) -> KernelInfo:
         assert isinstance(binding.value, Call)
         assert isinstance(binding.value.op, Function)
         name = f"k_{binding.value.op.attrs['key']}"
         self.kernels[name] = binding.value.op
-        return KernelInfo(name, self.workspace)
+        return KernelInfo(name, self.workspace, cycles=1e5)
 
     def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         plan = self.plan
@@ -59,6 +71,8 @@ class Simulator:
             elif isinstance(step, Branch):
                 chosen = step.then_steps if self.bytes(step.condition)[0] else step.else_steps
                 stack.extend(reversed(chosen))
+            elif isinstance(step, Parallel):
+                stack.extend(self.mixed(step))
             elif isinstance(step, tuple):  # the test of a loop
                 if self.bytes(step[0].condition)[0]:
                     again = (*step[0].body_steps, *step[0].condition_steps, step)
@@ -67,13 +81,22 @@ class Simulator:
                 stack.extend(reversed((*step.condition_steps, (step,))))
         return outputs
 
+    def mixed(self, step: Parallel) -> list[Step]:
+        """The steps of all branches in an order in which they may happen to run."""
+        branches = [list(branch) for branch in step.branches]
+        order: list[Step] = []
+        while any(branches):
+            order.append(self.random.choice([b for b in branches if b]).pop())
+        return order
+
     def bytes(self, ref: BufferRef) -> np.ndarray:
         space = self.spaces[ref.space.value]
         if isinstance(space, list):
             return space[ref.position][ref.offset : ref.offset + ref.nbytes]
-        assert ref.position % 64 == 0
-        assert ref.position + ref.nbytes <= len(space)
-        return space[ref.position : ref.position + ref.nbytes]
+        begin = ref.position + ref.offset
+        assert begin % 64 == 0
+        assert begin + ref.nbytes <= len(space)
+        return space[begin : begin + ref.nbytes]
 
     def call(self, step: KernelCall) -> None:
         kernel = self.kernels[step.kernel]
@@ -87,14 +110,14 @@ class Simulator:
             self.bytes(ref)[:] = np.ascontiguousarray(result).reshape(-1).view(np.uint8)
 
 
-def check(function: Function, workspace: int = 0, seed: int = 0) -> ExecutionPlan:
+def check(function: Function, workspace: int = 0, seed: int = 0, threads: int = 1) -> ExecutionPlan:
     fused = FuseOps(fuse=False).run(IRModule({"main": function}), PassContext(OPS)).main
     rng = np.random.default_rng(seed)
     inputs = [
         (rng.standard_normal(p.type.static_shape) * 3).astype(p.type.dtype.numpy)
         for p in function.params
     ]
-    simulator = Simulator(fused, workspace)
+    simulator = Simulator(fused, workspace, threads, seed)
     for got, expected in zip(simulator.run(inputs), evaluate(function, inputs), strict=True):
         np.testing.assert_array_equal(got, expected)
     return simulator.plan
@@ -135,6 +158,43 @@ def test_a_view_of_a_result_is_written_in_place():
 def test_a_view_of_an_input_is_copied():
     b = Builder(OPS)
     assert copies(check(b.finish(b.call("reshape", b.param("x", (4,)), newshape=(2, 2))))) == 1
+
+
+def rows(b: Builder, x, begin: int, end: int):
+    return b.call("strided_slice", x, begin=(begin, 0), end=(end, 16), strides=(1, 1))
+
+
+def test_rows_of_a_matrix_are_read_where_they_are():
+    b = Builder(OPS)
+    x = b.call("exp", b.param("x", (4, 16)))
+    halves = [b.call("negative", rows(b, x, i, i + 2)) for i in (0, 2)]
+    plan = check(b.finish(halves))
+    calls = [s for s in all_steps(plan.steps) if isinstance(s, KernelCall)]
+    assert len(calls) == 3
+    assert calls[1].kernel == calls[2].kernel
+    assert [c.args[0].offset for c in calls[1:]] == [0, 128]
+
+
+def test_rows_as_results_are_copied():
+    b = Builder(OPS)
+    x = b.call("exp", b.param("x", (4, 16)))
+    assert copies(check(b.finish([rows(b, x, 1, 3), rows(b, x, 2, 4)]))) == 2
+
+
+def test_branches_have_memory_of_their_own():
+    b = Builder(OPS)
+    ends = []
+    x = b.param("x", (2, 16))
+    for _ in range(2):
+        y = b.call("exp", x)
+        for _ in range(6):
+            y = b.call("negative", y)
+        ends.append(y)
+    function = b.finish(b.call("add", *ends))
+    plan = check(function, threads=2)
+    assert [len(s.branches) for s in plan.steps if isinstance(s, Parallel)] == [2]
+    for seed in range(20):
+        check(function, workspace=100, seed=seed, threads=2)
 
 
 def test_constants_are_shared_by_identity():
@@ -210,7 +270,7 @@ def test_symbolic_shapes_are_refused():
 @given(st.data())
 def test_random_graphs(data):
     b = Builder(OPS)
-    values = [b.param("x", (4, 6)), b.param("y", (4, 6))]
+    values = [b.param("x", (4, 16)), b.param("y", (4, 16))]
     for _ in range(data.draw(st.integers(1, 20))):
         kind = data.draw(st.sampled_from(["add", "neg", "view", "concat", "slice"]))
         x, y = (values[data.draw(st.integers(0, len(values) - 1))] for _ in range(2))
@@ -219,16 +279,19 @@ def test_random_graphs(data):
         elif kind == "neg":
             values.append(b.call("negative", x))
         elif kind == "view":
-            tall = b.call("reshape", x, newshape=(6, 4))
-            values.append(b.call("reshape", b.call("negative", tall), newshape=(4, 6)))
+            tall = b.call("reshape", x, newshape=(16, 4))
+            values.append(b.call("reshape", b.call("negative", tall), newshape=(4, 16)))
         else:
             both = b.call("concatenate", x, y, axis=0)
-            begin = (2, 0) if kind == "slice" else (0, 0)
-            values.append(
-                b.call("strided_slice", both, begin=begin, end=(begin[0] + 4, 6), strides=(1, 1))
-            )
+            begin = data.draw(st.integers(0, 4)) if kind == "slice" else 0
+            values.append(rows(b, both, begin, begin + 4))
     picked = data.draw(st.lists(st.sampled_from(values), min_size=1, max_size=4))
-    check(b.finish(picked), workspace=data.draw(st.sampled_from([0, 300])))
+    check(
+        b.finish(picked),
+        workspace=data.draw(st.sampled_from([0, 300])),
+        seed=data.draw(st.integers(0, 99)),
+        threads=data.draw(st.integers(1, 3)),
+    )
 
 
 @settings(max_examples=200, deadline=None)

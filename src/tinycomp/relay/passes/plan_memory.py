@@ -7,7 +7,7 @@ given disjoint offsets in the arena; the second walk emits the steps with these 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,37 +16,58 @@ from ...diagnostics import NO_SPAN, InternalError, Span, UnsupportedModel
 from ...types import TensorType, Type
 from ..constant_pool import ConstantPool, align
 from ..nodes import Atom, Binding, Call, Constant, Function, If, Tuple, TupleGetItem, Var, While
-from ..op import Op
-from ..plan import Branch, BufferRef, Copy, ExecutionPlan, KernelCall, Repeat, Space, Step
+from ..plan import (
+    Branch,
+    BufferRef,
+    Copy,
+    ExecutionPlan,
+    KernelCall,
+    Parallel,
+    Repeat,
+    Space,
+    Step,
+)
 from ..views import is_whole_view, view_offset
+from .branches import Section, find_branches
 from .fuse_ops import label_of
 
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """What the planner must know of a kernel."""
+    """What the planner must know of a kernel.
+
+    Attributes:
+        cycles: estimated, on one thread; None if it uses several threads itself.
+    """
 
     name: str
     workspace_bytes: int = 0
     can_fail: bool = False
+    cycles: float | None = None
 
 
 KernelOf = Callable[[Binding], KernelInfo]
 
 
-def plan_memory(main: Function, kernel_of: KernelOf, constants: ConstantPool) -> ExecutionPlan:
+def plan_memory(
+    main: Function, kernel_of: KernelOf, constants: ConstantPool, num_threads: int = 1
+) -> ExecutionPlan:
     """The execution plan of a fused function; its constants are added to `constants`.
 
-    A view outside a kernel (a reshape, rows of a matrix) is an alias. Results are written straight into the caller's output
-    arrays; a result that is an input, a constant or another result too is copied.
+    With several threads, chains of small kernels that do not need each other become branches of
+    a `Parallel` step (`branches.find_branches`).
+
+    A view outside a kernel (a reshape, rows of a matrix) is an alias. Results are written straight
+    into the caller's output arrays; a result that is an input, a constant or another result too is
+    copied.
 
     Raises:
         UnsupportedModel: a value's shape is not static.
     """
-    planner = _Planner(kernel_of, constants, None)
+    planner = _Planner(kernel_of, constants, num_threads, None)
     planner.run(main)
     offsets, arena_bytes = assign_offsets(planner.storages)
-    planner = _Planner(kernel_of, constants, offsets)
+    planner = _Planner(kernel_of, constants, num_threads, offsets)
     steps = planner.run(main)
     return ExecutionPlan(
         steps=tuple(steps),
@@ -127,9 +148,14 @@ class _Planner:
     """One walk; nested functions run on an explicit stack of generators."""
 
     def __init__(
-        self, kernel_of: KernelOf, constants: ConstantPool, offsets: Sequence[int] | None
+        self,
+        kernel_of: KernelOf,
+        constants: ConstantPool,
+        num_threads: int,
+        offsets: Sequence[int] | None,
     ) -> None:
         self.kernel_of, self.constants, self.offsets = kernel_of, constants, offsets
+        self.num_threads = num_threads
         self.storages: list[Storage] = []
         self.time = 0
 
@@ -186,35 +212,77 @@ class _Planner:
         env: dict[Atom, _Places] = dict(zip(function.params, args, strict=True))
         wanted = _direct_targets(function, targets)
         steps: list[Step] = []
-        for binding in function.bindings:
-            value = binding.value
-            inputs = [self._places(a, env) for a in value.args]
-            if isinstance(value, Tuple):
-                env[binding.var] = [p for places in inputs for p in places]
-            elif isinstance(value, TupleGetItem):
-                first, last = _field_range(value)
-                env[binding.var] = inputs[0][first:last]
-            elif (offset := view_offset(binding)) is not None:
-                env[binding.var] = [_piece(inputs[0][0], offset, binding)]
-            elif isinstance(value, While):
-                env[binding.var] = yield from self._while(value, inputs, steps)
+        for item in find_branches(function, self._work, self.num_threads):
+            if isinstance(item, Section):
+                steps.append(self._section(item, env, wanted))
             else:
-                self.time += 1
-                outputs = [
-                    wanted.get((binding.var, i)) or self._allocate(_nbytes(t, binding.span))
-                    for i, t in enumerate(leaf_types(binding.var.type))
-                ]
-                env[binding.var] = outputs
-                if isinstance(value, If):
-                    yield from self._if(value, inputs, outputs, steps)
-                else:
-                    self._kernel(binding, inputs, outputs, steps)
+                yield from self._binding(item, env, wanted, steps)
         results = list(self._places(function.result, env))
         for i, target in enumerate(targets):
             if target is not None and results[i] is not target:
                 self._copy(results[i], target, steps)
                 results[i] = target
         return steps, results
+
+    def _binding(
+        self,
+        binding: Binding,
+        env: dict[Atom, _Places],
+        wanted: Mapping[tuple[Var, int], _Place],
+        steps: list[Step],
+    ) -> Generator[_Request, tuple[list[Step], _Places], None]:
+        value = binding.value
+        inputs = [self._places(a, env) for a in value.args]
+        if isinstance(value, Tuple):
+            env[binding.var] = [p for places in inputs for p in places]
+        elif isinstance(value, TupleGetItem):
+            first, last = _field_range(value)
+            env[binding.var] = inputs[0][first:last]
+        elif (offset := view_offset(binding)) is not None:
+            env[binding.var] = [_piece(inputs[0][0], offset, binding)]
+        elif isinstance(value, While):
+            env[binding.var] = yield from self._while(value, inputs, steps)
+        else:
+            self.time += 1
+            outputs = [
+                wanted.get((binding.var, i)) or self._allocate(_nbytes(t, binding.span))
+                for i, t in enumerate(leaf_types(binding.var.type))
+            ]
+            env[binding.var] = outputs
+            if isinstance(value, If):
+                yield from self._if(value, inputs, outputs, steps)
+            else:
+                self._kernel(binding, inputs, outputs, steps)
+
+    def _section(
+        self,
+        section: Section,
+        env: dict[Atom, _Places],
+        wanted: Mapping[tuple[Var, int], _Place],
+    ) -> Parallel:
+        """Steps of branches; what one of them uses is in use while any of them runs."""
+        self.time += 1
+        begin, branches = self.time, []
+        for bindings in section.branches:
+            steps: list[Step] = []
+            for binding in bindings:
+                for _ in self._binding(binding, env, wanted, steps):
+                    raise InternalError("a function inside a branch")
+            branches.append(tuple(steps))
+        for storage in self.storages:
+            if storage.end >= begin:
+                storage.start, storage.end = min(storage.start, begin), self.time
+        return Parallel(tuple(branches))
+
+    def _work(self, binding: Binding) -> float | None:
+        """See `branches.Work`."""
+        value = binding.value
+        if isinstance(value, Tuple | TupleGetItem) or view_offset(binding) is not None:
+            return 0.0
+        if not isinstance(value, Call):
+            return None
+        info = self.kernel_of(binding)
+        return None if info.can_fail else info.cycles
 
     def _places(self, atom: Atom, env: dict[Atom, _Places]) -> _Places:
         if isinstance(atom, Constant):
