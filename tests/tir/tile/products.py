@@ -78,6 +78,11 @@ SHAPES = {
     "gathered": (HopperTile(256, 128, 4, 2, staged=False), {"gathered": True}),
     "gathered, 64 rows": (HopperTile(64, 256, 4, 1), {"gathered": True}),
     "stored directly": (HopperTile(128, 256, 4, 2, 1, 8, False), {"out": DType.BFLOAT16}),
+    "sum in a cluster": (HopperTile(64, 64, 4, 1, split=4), {"out": DType.BFLOAT16}),
+    "sum in a cluster, 2 consumers": (
+        HopperTile(128, 32, 4, 2, split=8),
+        {"b_major": Major.K, "out": DType.BFLOAT16},
+    ),
     "K-major B": (HopperTile(128, 256, 4, 2, 2), {"b_major": Major.K}),
     "tf32": (HopperTile(128, 128, 4, 2, 2), {"b_major": Major.K, "dtype": DType.FLOAT32}),
 }

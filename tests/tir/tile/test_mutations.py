@@ -7,6 +7,7 @@ import pytest
 
 from tinycomp.dtype import DType
 from tinycomp.ir.expr import const
+from tinycomp.schedules.gpu.hopper_operands import HopperTile
 from tinycomp.tir.nodes import Seq, Stmt
 from tinycomp.tir.passes.visit import rebuild_stmt
 from tinycomp.tir.tile import nodes as op
@@ -87,6 +88,19 @@ def test_left_out_of_gathering(product, small, kind):
     case.check()
     for number, stmt in enumerate(occurrences(case.program)):
         if isinstance(stmt, kind):
+            assert is_missed(case, changed(case.program, number, lambda _: Seq(()))), stmt
+
+
+@pytest.mark.parametrize(
+    "kind", [op.Wait, op.Arrive, op.NamedBarrier, op.ClusterSync], ids=lambda k: k.__name__
+)
+def test_left_out_of_sums_in_a_cluster(product, kind):
+    """The ring is as elsewhere; its last stages are released for nobody here."""
+    case = product(64, 64, 640, HopperTile(64, 64, 2, 1, split=2), blocks=2)
+    case.check(*POLICIES)
+    empty = case.program.barriers[1]
+    for number, stmt in enumerate(occurrences(case.program)):
+        if isinstance(stmt, kind) and getattr(stmt, "barrier", None) is not empty:
             assert is_missed(case, changed(case.program, number, lambda _: Seq(()))), stmt
 
 

@@ -105,6 +105,7 @@ class TileEmitter(KernelEmitter):
         self._variable(program.block, program.grid, "blockIdx.x")
         rank = f"{self.out.use('cluster_rank')}()" if program.cluster > 1 else "0"
         self._variable(program.rank, program.cluster, rank)
+        self.names.rank = program.rank
 
     def _is_used(self, buffer: Buffer) -> bool:
         stored = any(isinstance(s, Store) and s.buffer is buffer for s in statements(self.program))
@@ -236,7 +237,8 @@ class TileEmitter(KernelEmitter):
 
     def wait(self, stmt: op.Wait) -> None:
         parity = self.parity[stmt.cursor] + (" ^ 1" if stmt.before else "")
-        self.call("mbarrier_wait", self._barrier(stmt.barrier, stmt.cursor), parity)
+        wait = "mbarrier_wait_cluster" if stmt.cluster else "mbarrier_wait"
+        self.call(wait, self._barrier(stmt.barrier, stmt.cursor), parity)
 
     def arrive(self, stmt: op.Arrive) -> None:
         assert self.role is not None

@@ -14,6 +14,18 @@ from ...tir.tile.layout import Major, WgmmaShape
 
 _INLINE = "__device__ __forceinline__"
 
+
+def _mbarrier_wait(name: str, scope: str) -> str:
+    return f"""\
+// Until the phase of this parity has ended.
+{_INLINE} void mbarrier_wait{name}(unsigned int barrier, unsigned int parity) {{
+  asm volatile(
+      "{{\\n.reg .pred done;\\n"
+      "again: mbarrier.try_wait.parity{scope}.shared::cta.b64 done, [%0], %1;\\n"
+      "@!done bra again;\\n}}" :: "r"(barrier), "r"(parity) : "memory");
+}}"""
+
+
 _FIXED: dict[str, str] = {
     "TensorMap": "struct __align__(64) TensorMap { unsigned long long opaque[16]; };",
     "shared_address": f"""\
@@ -43,14 +55,8 @@ _FIXED: dict[str, str] = {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }}""",
-    "mbarrier_wait": f"""\
-// Until the phase of this parity has ended.
-{_INLINE} void mbarrier_wait(unsigned int barrier, unsigned int parity) {{
-  asm volatile(
-      "{{\\n.reg .pred done;\\n"
-      "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\\n"
-      "@!done bra again;\\n}}" :: "r"(barrier), "r"(parity) : "memory");
-}}""",
+    "mbarrier_wait": _mbarrier_wait("", ""),
+    "mbarrier_wait_cluster": _mbarrier_wait("_cluster", ".acquire.cluster"),
     "mbarrier_arrive": f"""\
 {_INLINE} void mbarrier_arrive(unsigned int barrier) {{
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(barrier) : "memory");

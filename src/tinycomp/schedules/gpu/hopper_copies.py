@@ -32,7 +32,7 @@ class Copies:
 
     Attributes:
         step: elements of the sum in one stage of the ring.
-        steps: of a slice of the sum.
+        steps: of the part of the sum that a block computes.
         maps: of A and of B, unless B is computed.
     """
 
@@ -42,7 +42,8 @@ class Copies:
         self.depth = operands.k // operands.taps  # of a tap
         self.per_tap = math.ceil(self.depth / self.step)
         self.total = operands.taps * self.per_tap
-        self.steps = math.ceil(self.total / operands.slices)
+        self.parts = operands.slices * tile.split
+        self.steps = math.ceil(self.total / self.parts)
         self.a_map = self._a_map()
         b = operands.b
         self.b_map = None if isinstance(b, Gathered) else self._b_map(b)
@@ -70,13 +71,16 @@ class Copies:
         return TensorMap("b", b, dims, strides, (self.step, 1, columns), _SWIZZLE)
 
     def place(self, result: Expr, k: Expr) -> Step:
-        """Where step `k` of the slice that a result is begins."""
-        slices = self.operands.slices
-        number = result % slices * self.steps + k
+        """Where step `k` of this block's part of a result begins."""
+        slices, split = self.operands.slices, self.tile.split
+        part = result % slices
+        if split > 1:
+            part = part * split + self.rank
+        number = part * self.steps + k
         if self.operands.taps == 1:
             return Step(result // slices, const(0), number * self.step)
         tap = number // self.per_tap
-        if slices * self.steps > self.total:  # behind the end: channels that do not exist, zeros
+        if self.parts * self.steps > self.total:  # zeros: channels behind the end
             tap = binary(Op.MIN, tap, self.operands.taps - 1)
         return Step(result // slices, tap, (number - tap * self.per_tap) * self.step)
 
@@ -97,19 +101,20 @@ class Copies:
         """What this block copies of B to all blocks of the cluster: each has its part."""
         assert self.b_map is not None
         cluster, o = self.tile.cluster, self.operands
+        rank = self.rank if cluster > 1 else const(0)
         if o.b_major is Major.K:
             part = self.tile.columns // cluster
             tap = (step.tap,) if o.taps > 1 else ()
-            boxes = [((step.element, *tap, column + self.rank * part), 0, part)]
+            boxes = [((step.element, *tap, column + rank * part), 0, part)]
         else:
             part = self.step // cluster
             boxes = [
-                ((column + first, step.element + self.rank * part), first * ROW_BYTES, part)
+                ((column + first, step.element + rank * part), first * ROW_BYTES, part)
                 for first in range(0, self.tile.columns, self.step)
             ]
         for place, offset, part in boxes:
             at = self._batched(place, step, o.b_batches)
-            where = self.rank * (part * ROW_BYTES) + offset
+            where = rank * (part * ROW_BYTES) + offset
             yield TmaLoad(self.b_map, at, tile, where, cursor, full, cluster > 1)
 
     def _batched(self, place: tuple[Expr, ...], step: Step, batches: bool) -> tuple[Expr, ...]:

@@ -4,18 +4,22 @@ behind the product, and stores, straight or through shared memory and TMA."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from ...dtype import DType
 from ...ir.expr import BinaryOp as Op
 from ...ir.expr import Expr, Load, Var, all_of, binary, const, substitute
 from ...ir.node import postorder
 from ...target import Target
-from ...tir.nodes import For, ForKind, If, PrimFunc, Stmt, Store
+from ...tir.nodes import Buffer, For, ForKind, If, PrimFunc, Scope, Stmt, Store
 from ...tir.passes.simplify import simplify
 from ...tir.passes.vectorize import vectorize
 from ...tir.tile.layout import ROW_BYTES, WgmmaShape, fragment_row
 from ...tir.tile.nodes import (
     Accumulator,
+    Barrier,
     CommitStores,
+    Cursor,
     FenceProxy,
     NamedBarrier,
     SharedTile,
@@ -24,6 +28,7 @@ from ...tir.tile.nodes import (
     TmaStore,
     WaitStores,
 )
+from .hopper_copies import matrix_map
 from .hopper_operands import Epilogue, HopperTile, Operands
 
 ROWS = 64  # of one wgmma
@@ -50,9 +55,42 @@ class Writer:
     width: int
     batched: bool
 
+    barriers: ClassVar[tuple[Barrier, ...]] = ()
+    cursors: ClassVar[tuple[Cursor, ...]] = ()
+
+    @staticmethod
+    def of(
+        name: str, operands: Operands, epilogue: Epilogue, tile: HopperTile, shape: WgmmaShape
+    ) -> Writer:
+        out, results = epilogue.out, operands.batch * operands.slices
+        width = ROW_BYTES // out.dtype.itemsize
+        boxes = tile.consumers * SLOTS
+        return Writer(
+            name, operands, epilogue, tile, shape,
+            shared_tile("out_tile", out.dtype, ROWS * ROW_BYTES, boxes),
+            matrix_map("out", out, (operands.n, operands.m), results, (width, ROWS)),
+            width, results > 1,
+        )  # fmt: skip
+
+    @property
+    def maps(self) -> tuple[TensorMap, ...]:
+        return (self.out_map,) if self.tile.staged else ()
+
+    @property
+    def tiles(self) -> tuple[SharedTile, ...]:
+        return (self.out_tile,) if self.tile.staged else ()
+
+    @property
+    def done(self) -> tuple[Stmt, ...]:
+        """What comes after the last tile."""
+        return (WaitStores(0),) if self.tile.staged else ()
+
     def write(
-        self, acc: Accumulator, batch: Var, row: Expr, column: Var, warpgroup: Var, thread: Var
-    ) -> list[Stmt]:
+        self, acc: Accumulator, batch: Var, row: Expr, column: Expr, part: Expr, warpgroup: Var,
+        thread: Var,
+    ) -> list[Stmt]:  # fmt: skip
+        """Write the sums of a warpgroup, from wgmma tile `part` of the rows that begin at `row`."""
+        row = row + part * ROWS
         if not self.tile.staged:
             return [
                 ThreadCode(self._direct(acc, i, batch, row + i * ROWS, column, thread))
@@ -73,7 +111,7 @@ class Writer:
         return out
 
     def _direct(
-        self, acc: Accumulator, i: int, batch: Var, row: Expr, column: Var, thread: Var
+        self, acc: Accumulator, i: int, batch: Var, row: Expr, column: Expr, thread: Var
     ) -> Stmt:
         """Each thread stores its fragment where it belongs."""
         group, half, lane = Var("group"), Var("half"), Var("lane")
@@ -90,7 +128,7 @@ class Writer:
         return self._loops(store, group, tile.columns // 8, half, lane, edges)
 
     def _to_shared(
-        self, acc: Accumulator, i: int, chunk: int, batch: Var, row: Expr, column: Var,
+        self, acc: Accumulator, i: int, chunk: int, batch: Var, row: Expr, column: Expr,
         thread: Var, slot: Expr,
     ) -> Stmt:  # fmt: skip
         """The fragment's columns of one box, swizzled as TMA expects them."""
@@ -132,6 +170,12 @@ class Writer:
         body = For(group, const(0), const(groups), body, ForKind.UNROLLED)
         func = PrimFunc(self.name, (), 0, body)
         return simplify(vectorize(func, PAIRS)).body
+
+
+def shared_tile(name: str, dtype: DType, nbytes: int, stages: int) -> SharedTile:
+    elements = const(stages * nbytes // dtype.itemsize)
+    buffer = Buffer(name, (elements,), dtype, Scope.SHARED, 1024)
+    return SharedTile(name, dtype, nbytes, stages, buffer)
 
 
 def _stores_since(number: int, count: int) -> int:

@@ -24,6 +24,7 @@ class HopperTile:
         group: tiles of rows that are walked together, before the next columns.
         staged: results go through shared memory and TMA, not straight to memory.
         gatherers: warpgroups that compute B where it is no matrix in memory.
+        split: blocks of a cluster that each compute a part of the sum of the same tile.
         alternate: two consumers take whole tiles in turn ("ping-pong"), so that one writes its
             result while the other multiplies; otherwise they share the rows of each tile.
     """
@@ -37,6 +38,7 @@ class HopperTile:
     staged: bool = True
     alternate: bool = False
     gatherers: int = 2
+    split: int = 1
 
 
 @dataclass(frozen=True, slots=True)

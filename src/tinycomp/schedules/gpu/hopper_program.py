@@ -43,19 +43,18 @@ from ...tir.tile.nodes import (
     NamedBarrier,
     Operand,
     Role,
-    SharedTile,
     ThreadCode,
     TileProgram,
     Wait,
-    WaitStores,
     Wgmma,
     WgmmaCommit,
     WgmmaFence,
     WgmmaWait,
 )
-from .hopper_copies import Copies, Step, matrix_map
-from .hopper_epilogue import PAIRS, ROWS, SLOTS, Writer
+from .hopper_copies import Copies, Step
+from .hopper_epilogue import PAIRS, ROWS, Writer, shared_tile
 from .hopper_operands import Epilogue, Gathered, HopperTile, Operands
+from .hopper_split import ClusterSum
 
 _ROLLED = {"unroll": 1}
 
@@ -84,7 +83,8 @@ class _Gemm:
         self.row_tiles = math.ceil(operands.m / (tile.rows * tile.cluster))  # of clusters
         self.column_tiles = math.ceil(operands.n / tile.columns)
         self.tiles = self.results * self.row_tiles * self.column_tiles
-        self.clusters = min(self.tiles, max(1, blocks // tile.cluster))
+        self.together = tile.cluster * tile.split  # blocks of a cluster
+        self.clusters = min(self.tiles, max(1, blocks // self.together))
         self.block, self.rank = Var("block"), Var("rank")
         self.copies = Copies(operands, tile, self.rank)
         self.step, self.steps = self.copies.step, self.copies.steps  # of the sum
@@ -93,38 +93,48 @@ class _Gemm:
         self.full = Barrier("full", 1 + tile.gatherers * self.gathers, tile.depth)
         self.empty = Barrier("empty", sharing * tile.cluster, tile.depth)
         self.turn = Barrier("turn", 1, 1)
+        self.writer: Writer | ClusterSum
+        if tile.split > 1:
+            assert tile.cluster == 1
+            assert not tile.alternate
+            self.clusters = self.tiles  # one each: its sums are read by other blocks to the end
+            self.writer = ClusterSum.of(operands, epilogue, tile, self.rank)
+        else:
+            self.writer = Writer.of(name, operands, epilogue, tile, self.shape)
         self._shared()
 
     def _shared(self) -> None:
-        tile, dtype, o = self.tile, self.operands.dtype, self.operands
-        self.a_tile = _shared_tile("a_tile", dtype, tile.rows * ROW_BYTES, tile.depth)
-        self.b_tile = _shared_tile("b_tile", dtype, tile.columns * ROW_BYTES, tile.depth)
-        out = self.epilogue.out
-        self.width = ROW_BYTES // out.dtype.itemsize  # columns of a stored box
-        self.out_map = matrix_map("out", out, (o.n, o.m), self.results, (self.width, ROWS))
-        boxes = tile.consumers * SLOTS
-        self.out_tile = _shared_tile("out_tile", out.dtype, ROWS * ROW_BYTES, boxes)
+        tile, dtype = self.tile, self.operands.dtype
+        self.a_tile = shared_tile("a_tile", dtype, tile.rows * ROW_BYTES, tile.depth)
+        self.b_tile = shared_tile("b_tile", dtype, tile.columns * ROW_BYTES, tile.depth)
 
     def program(self) -> TileProgram:
-        staged = self.tile.staged
-        maps = self.copies.maps + ((self.out_map,) if staged else ())
-        tiles = (self.a_tile, self.b_tile) + ((self.out_tile,) if staged else ())
-        finish = (ClusterSync(),) if self.tile.cluster > 1 else ()
+        writer = self.writer
+        turn = (self.turn,) if self.tile.alternate else ()
+        finish = (ClusterSync(),) if self.together > 1 else ()
         return TileProgram(
-            self.name, self.clusters * self.tile.cluster, self.tile.cluster, self.block, self.rank,
-            maps, tiles, (self.full, self.empty) + ((self.turn,) if self.tile.alternate else ()),
+            self.name, self.clusters * self.together, self.together, self.block, self.rank,
+            self.copies.maps + writer.maps, (self.a_tile, self.b_tile, *writer.tiles),
+            (self.full, self.empty, *turn, *writer.barriers),
             Seq((InitBarriers(), FenceBarrierInit(), ClusterSync())),
             (self._producer(), self._consumer()), Seq(finish),
         )  # fmt: skip
 
     # -- the walk over tiles -------------------------------------------------------------------
 
-    def _walk(self, body: Stmt, batch: Var, row: Var, column: Var, turn: Var | None = None) -> Stmt:
-        """`body` for each tile of this block; the variables are the batch, and the first row and
-        column of the tile. With `turn`, only for tiles of this number modulo the consumers."""
+    def _place(self) -> tuple[tuple[Var, Var, Var], Expr, Expr]:
+        """Variables of `_walk` for a role, and the first row and column of the tile: multiples of
+        its size, so that accesses to neighbours are known to be aligned."""
+        variables = Var("batch"), Var("row_tile"), Var("column_tile")
+        return variables, variables[1] * self.tile.rows, variables[2] * self.tile.columns
+
+    def _walk(self, body: Stmt, place: tuple[Var, Var, Var], turn: Var | None = None) -> Stmt:
+        """`body` for each tile of this block; the variables are the batch, and which tile of rows
+        and of columns. With `turn`, only for tiles of this number modulo the consumers."""
+        batch, row_tile, column_tile = place
         tile, per_batch = self.tile, self.row_tiles * self.column_tiles
         t, which, index = Var("t"), Var("tile"), Var("index")
-        cluster = self.block // tile.cluster
+        cluster = self.block // self.together
         count = (as_expr(self.tiles + self.clusters - 1) - cluster) // self.clusters
         number: Expr = t
         if turn is not None:
@@ -134,13 +144,15 @@ class _Gemm:
         size: Expr = const(group)
         if self.row_tiles % group:
             size = binary(Op.MIN, size, self.row_tiles - band * group)
-        row_tile = (band * group + within % size) * tile.cluster + self.rank
+        down = band * group + within % size
+        if tile.cluster > 1:
+            down = down * tile.cluster + self.rank
         lets = [
             Let(which, cluster + number * self.clusters, self.tiles),
             Let(batch, which // per_batch, self.results),
             Let(index, which % per_batch, per_batch),
-            Let(row, row_tile * tile.rows, self.row_tiles * tile.cluster * tile.rows),
-            Let(column, within // size * tile.columns, self.column_tiles * tile.columns),
+            Let(row_tile, down, self.row_tiles * tile.cluster),
+            Let(column_tile, within // size, self.column_tiles),
         ]
         return For(t, const(0), count, Seq((*lets, body)))
 
@@ -149,28 +161,28 @@ class _Gemm:
     def _producer(self) -> Role:
         tile, o = self.tile, self.operands
         write = Cursor("write", tile.depth)
-        batch, row, column, k = Var("batch"), Var("row"), Var("column"), Var("k")
+        (place, row, column), k = self._place(), Var("k")
         if isinstance(o.b, Gathered):
             return self._gatherer(o.b, write)
         nbytes = self.a_tile.nbytes + self.b_tile.nbytes
         body: list[Stmt] = [Wait(self.empty, write, before=True)]
         body.append(ExpectBytes(self.full, write, nbytes))
-        step = self.copies.place(batch, k)
+        step = self.copies.place(place[0], k)
         body.append(self.copies.load_a(step, row, self.a_tile, write, self.full))
         body += self.copies.load_b(step, column, self.b_tile, write, self.full)
         body.append(Advance(write))
         loop = For(k, const(0), const(self.steps), Seq(tuple(body)), annotations=_ROLLED)
         return Role(
             "producer", 0, 1, Var("warpgroup"), Var("thread"),
-            self._walk(loop, batch, row, column), self._registers()[0], True, (write,),
+            self._walk(loop, place), self._registers()[0], True, (write,),
         )  # fmt: skip
 
     def _gatherer(self, b: Gathered, write: Cursor) -> Role:
         """Warpgroups that compute B; one thread of the first copies A."""
         tile = self.tile
         warpgroup, thread, stage = Var("warpgroup"), Var("thread"), Var("stage")
-        batch, row, column, k = Var("batch"), Var("row"), Var("column"), Var("k")
-        step = self.copies.place(batch, k)
+        (place, row, column), k = self._place(), Var("k")
+        step = self.copies.place(place[0], k)
         copy = Seq((
             ExpectBytes(self.full, write, self.a_tile.nbytes),
             self.copies.load_a(step, row, self.a_tile, write, self.full),
@@ -185,10 +197,10 @@ class _Gemm:
         loop = For(k, const(0), const(self.steps), body, annotations=_ROLLED)
         return Role(
             "producer", 0, tile.gatherers, warpgroup, thread,
-            self._walk(loop, batch, row, column), self._registers()[0], False, (write,),
+            self._walk(loop, place), self._registers()[0], False, (write,),
         )  # fmt: skip
 
-    def _gather(self, b: Gathered, step: Step, column: Var, thread: Expr, stage: Var) -> Stmt:
+    def _gather(self, b: Gathered, step: Step, column: Expr, thread: Expr, stage: Var) -> Stmt:
         """Each thread has two neighbouring columns of every few steps of k."""
         tile, o = self.tile, self.operands
         pairs, threads = tile.columns // 2, tile.gatherers * 128
@@ -217,39 +229,29 @@ class _Gemm:
             return {(1, 2): (72, 216), (2, 2): (72, 184)}.get((gatherers, consumers), (0, 0))
         return {1: (0, 0), 2: (40, 232), 3: (32, 160)}[consumers]
 
-    def _writer(self) -> Writer:
-        return Writer(
-            self.name, self.operands, self.epilogue, self.tile, self.shape, self.out_tile,
-            self.out_map, self.width, self.results > 1,
-        )  # fmt: skip
-
     # -- consumers -----------------------------------------------------------------------------
 
     def _consumer(self) -> Role:
         tile = self.tile
         read, release = Cursor("read", tile.depth), Cursor("release", tile.depth)
         warpgroup, thread = Var("warpgroup"), Var("thread")
-        batch, row, column = Var("batch"), Var("row"), Var("column")
+        place, row, column = self._place()
         registers = self.per_consumer * self.shape.registers
         buffer = Buffer("acc", (const(registers),), self.shape.acc, Scope.LOCAL)
         acc = Accumulator(self.shape, self.per_consumer, buffer)
-        first, part = row, const(0)  # of the tile's rows
-        if not tile.alternate:
-            part = warpgroup * self.per_consumer
-            first = row + part * ROWS
+        part = const(0) if tile.alternate else warpgroup * self.per_consumer  # of the tile's rows
         issue, drain = self._main_loop(acc, read, release, part)
         turn = Cursor("order", 1)
         parts, start = [*issue, *drain], []
         if tile.alternate:
             parts, start = self._in_turn(issue, drain, turn, (read, release), warpgroup)
-        parts += self._writer().write(acc, batch, first, column, warpgroup, thread)
+        parts += self.writer.write(acc, place[0], row, column, part, warpgroup, thread)
         mine = warpgroup if tile.alternate else None
-        walk = self._walk(Seq(tuple(parts)), batch, row, column, mine)
-        done = [WaitStores(0)] if tile.staged else []
-        cursors = (read, release) + ((turn,) if tile.alternate else ())
+        walk = self._walk(Seq(tuple(parts)), place, mine)
+        cursors = (read, release, *((turn,) if tile.alternate else ()), *self.writer.cursors)
         return Role(
             "consumer", tile.gatherers if self.gathers else 1, tile.consumers, warpgroup, thread,
-            Seq((*start, walk, *done)), self._registers()[1], False, cursors, (acc,),
+            Seq((*start, walk, *self.writer.done)), self._registers()[1], False, cursors, (acc,),
         )  # fmt: skip
 
     def _in_turn(
@@ -308,12 +310,6 @@ class _Gemm:
 
 def _accumulation(dtype: DType) -> DType:
     return DType.INT32 if dtype is DType.INT8 else DType.FLOAT32
-
-
-def _shared_tile(name: str, dtype: DType, nbytes: int, stages: int) -> SharedTile:
-    elements = const(stages * nbytes // dtype.itemsize)
-    buffer = Buffer(name, (elements,), dtype, Scope.SHARED, 1024)
-    return SharedTile(name, dtype, nbytes, stages, buffer)
 
 
 def _zero(acc: Accumulator) -> Stmt:

@@ -13,7 +13,7 @@ from .memory import Access, Clock, TileError
 from .nodes import SharedTile
 
 if TYPE_CHECKING:
-    from .interpreter import Agent
+    from .interpreter import Agent, Block
 
 
 class Output:
@@ -54,7 +54,7 @@ class WarpgroupMemory:
         self.agent, self.outputs = agent, outputs
         self.registers: dict[Buffer, Registers] = {}
         self._tiles = {tile.buffer: tile for tile in agent.program.tiles}
-        self._used: dict[tuple[SharedTile, int, bool], np.ndarray] = {}
+        self._used: dict[tuple[Block, SharedTile, int, bool], np.ndarray] = {}
 
     def registers_of(self, buffer: Buffer) -> Registers:
         found = self.registers.get(buffer)
@@ -74,7 +74,8 @@ class WarpgroupMemory:
             registers = self._touch(buffer)
             values = registers.values[np.arange(at.shape[0])[:, None], at]
         elif buffer in self._tiles:
-            raw = self.agent.block.memory.data[self._bytes(buffer, at, active, False)]
+            block, at = self._owner(buffer, at, active)
+            raw = block.memory.data[self._bytes(block, buffer, at, active, False)]
             values = np.ascontiguousarray(raw).view(buffer.dtype.numpy)[..., 0]
         else:
             values = self.outputs[buffer].array.reshape(-1)[at]
@@ -89,9 +90,10 @@ class WarpgroupMemory:
             thread = np.broadcast_to(np.arange(at.shape[0])[:, None], at.shape)
             registers.values[thread[active], at[active]] = value[active]
         elif buffer in self._tiles:
-            where = self._bytes(buffer, at, active, True)[active]
+            block, at = self._owner(buffer, at, active)
+            where = self._bytes(block, buffer, at, active, True)[active]
             data = np.ascontiguousarray(value.astype(buffer.dtype.numpy)[active])
-            self.agent.block.memory.data[where] = data.view(np.uint8).reshape(where.shape)
+            block.memory.data[where] = data.view(np.uint8).reshape(where.shape)
         else:
             self.outputs[buffer].write(at[active], value[active])
 
@@ -113,29 +115,43 @@ class WarpgroupMemory:
             at = at * extent + np.where(active, index, 0)
         return at
 
+    def _owner(
+        self, buffer: Buffer, at: np.ndarray, active: np.ndarray
+    ) -> tuple[Block, np.ndarray]:
+        """The block of the cluster that has elements of a shared tile, and their places there."""
+        own = self.agent.block
+        if buffer.scope is not Scope.CLUSTER:
+            return own, at
+        size = self._tiles[buffer].nbytes // buffer.dtype.itemsize
+        ranks = np.unique(at[active] // size)
+        if ranks.size > 1:
+            raise VerifyError(f"{self.agent.name} reaches for {buffer.name} of several blocks")
+        rank = int(ranks[0]) if ranks.size else own.rank
+        return self.agent.machine.cluster(own)[rank], at % size
+
     def _bytes(
-        self, buffer: Buffer, at: np.ndarray, active: np.ndarray, writes: bool
+        self, block: Block, buffer: Buffer, at: np.ndarray, active: np.ndarray, writes: bool
     ) -> np.ndarray:
         """Addresses of the bytes of elements of a shared tile."""
         tile, itemsize = self._tiles[buffer], buffer.dtype.itemsize
         offsets = at * itemsize
         for stage in np.unique(offsets[active] // tile.nbytes):
             inside = offsets[active & (offsets // tile.nbytes == stage)] % tile.nbytes
-            key = (tile, int(stage), writes)
+            key = (block, tile, int(stage), writes)
             mask = self._used.setdefault(key, np.zeros(tile.nbytes, np.bool_))
             mask[inside[:, None] + np.arange(itemsize)] = True
-        start = self.agent.block.memory.start[tile]
+        start = block.memory.start[tile]
         return (start + offsets)[..., None] + np.arange(itemsize)
 
     def flush(self, begin: Clock, end: tuple[int, int]) -> None:
         """Note what was used of shared memory since the last time."""
         agent = self.agent
-        for (tile, stage, writes), mask in self._used.items():
-            start = agent.block.memory.address(tile, stage, 0)
+        for (block, tile, stage, writes), mask in self._used.items():
+            start = block.memory.address(tile, stage, 0)
             what = f"code of {agent.name}"
             access = Access(
                 start, start + tile.nbytes, writes, end, what,
                 agent.fences, agent.fences.count, mask,
             )  # fmt: skip
-            agent.block.memory.use(tile, stage, access, begin)
+            block.memory.use(tile, stage, access, begin)
         self._used.clear()

@@ -269,11 +269,13 @@ class NamedArrive(TileOp):
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Wait(TileOp):
     """Wait until the phase of the cursor's round has ended; with `before`, that of the round before
-    it, which for the first round has."""
+    it, which for the first round has. With `cluster`, what other blocks of the cluster wrote to
+    their shared memory before they arrived may be read."""
 
     barrier: Barrier
     cursor: Cursor
     before: bool = False
+    cluster: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
