@@ -75,8 +75,9 @@ def compile(
             this machine's GPU, or sm_90a where there is none; "cuda -arch=sm_80".
         input_shapes: shapes by input name, where the model leaves them open.
         dims: what is known of open dimensions by name: a size 8, a range (1, 64), buckets
-            [1, 8, 32] to compile ahead of time, or None for any size. With dimensions that remain
-            open the result is a `runtime.dynamic.DynamicModule`.
+            [1, 8, 32] to compile ahead of time, "auto" or "auto..512" for buckets that are powers
+            of two, compiled when needed, or None for any size. With dimensions that remain open
+            the result is a `runtime.dynamic.DynamicModule`.
         num_threads: threads of one call; default: the cores this process may use.
         opt_level: 0 (as imported, each operator a kernel) to 3 (everything).
         precision: of matrix products and convolutions: "fp32", "tf32" (float32 operands rounded

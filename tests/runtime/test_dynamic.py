@@ -325,6 +325,20 @@ def roundtrip(module, folder):
     return tinycomp.load(folder / "m.tc")
 
 
+def test_automatic_buckets(config, tmp_path):
+    """Made when a size needs one; sizes that follow find it."""
+    module = compile_with(config, model(AVERAGED), dims={"batch": "auto..20"})
+    assert module.variants == ()
+    for n in (3, 4, 9, 12, 16, 20, 17):
+        assert module.run({"x": rows(n)})["y"].shape == (n, 3)
+    assert sorted(v["batch"] for v in module.variants) == [4, 16, 20]
+    loaded = roundtrip(module, tmp_path)
+    np.testing.assert_array_equal(loaded(rows(10)), module(rows(10)))
+    assert len(loaded.variants) == 3
+    with pytest.raises(InputError, match=r"compiled for auto..20"):
+        module(rows(21))
+
+
 def test_what_cannot_be_padded_is_compiled(config):
     module = compile_with(config, model(CHOSEN), dims={"batch": [2, 4]})
     chosen = np.array([2, 0, 1])

@@ -350,7 +350,7 @@ def _manifest_from_json(data: Mapping[str, Any]) -> Manifest:
             "outputs": specs(data["outputs"]),
             "kernels": kernels,
             "dims": {
-                name: DimRange(r["min"], r["max"], tuple(r["buckets"]))
+                name: DimRange(r["min"], r["max"], tuple(r["buckets"]), r["auto"])
                 for name, r in data.get("dims", {}).items()
             },
         }

@@ -274,7 +274,7 @@ class DynamicModule(Module):
         """The bucket for these sizes; None if there is none, or a size is 0 and nothing to
         repeat."""
         ranges = self.dims.values()
-        if 0 in sizes or not any(r.buckets for r in ranges):
+        if 0 in sizes or not any(r.has_buckets for r in ranges):
             return None
         return tuple(r.bucket(size) or size for size, r in zip(sizes, ranges, strict=True))
 

@@ -366,6 +366,31 @@ def test_buckets_on_a_device(config):
         np.testing.assert_allclose(got.get(), expected, rtol=1e-5)
 
 
+def test_one_graph_serves_all_sizes_of_a_bucket(config):
+    """Attention over a padded axis: the extent is data, so the recorded graph stays the same."""
+    text = """g (float[2, n, 8] x, float[8, 8] w) => (float[2, n, 8] y, float[2, 8] z)
+        <int64[1] axis = {1}> {
+        q = MatMul(x, w) t = Transpose <perm = [0, 2, 1]> (x) s = MatMul(q, t) p = Softmax(s)
+        y = MatMul(p, q) z = ReduceMean <keepdims = 0> (y, axis) }"""
+    dynamic = compile_with(
+        config, parser.parse_model(HEADER + text), target="cuda -arch=sm_90a", dims={"n": [4, 20]}
+    )
+    module = dynamic._variant(((20,), True))
+    driver = FakeDriver(module.artifact)
+    module._driver, module._arrays = driver, FakeArrays(driver)
+    w = np.random.default_rng(0).standard_normal((8, 8)).astype("f4")
+    for n in (20, 17, 5):
+        x = np.random.default_rng(n).standard_normal((2, n, 8)).astype("f4")
+        q = x @ w
+        scores = np.exp(q @ x.transpose(0, 2, 1))
+        y = scores / scores.sum(-1, keepdims=True) @ q
+        got = dynamic.run({"x": x, "w": w})
+        np.testing.assert_allclose(got["y"], y, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(got["z"], y.mean(1), rtol=1e-4, atol=1e-5)
+    assert dynamic.not_padded == {}
+    assert (driver.captures, driver.graph_launches) == (1, 3)
+
+
 def test_arrays_without_elements(device):
     module, driver = device("g (float[0, 3] x) => (float[0, 3] y) { y = Exp(x) }")
     x = np.zeros((0, 3), "f4")
