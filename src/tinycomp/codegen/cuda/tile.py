@@ -12,7 +12,7 @@ from typing import Any
 from ...diagnostics import InternalError
 from ...ir.expr import Expr, IntImm, Load, Var, const, is_const
 from ...ir.node import preorder
-from ...tir.nodes import Buffer, PrimFunc, Stmt, Store
+from ...tir.nodes import Buffer, PrimFunc, Scope, Stmt, Store
 from ...tir.passes.share_memory import size_of
 from ...tir.tile import nodes as op
 from ...tir.tile.verify import shared_layout, verify_tile_program
@@ -94,7 +94,8 @@ class TileEmitter(KernelEmitter):
         self.base = self.unique("base")
         line(f"const unsigned int {self.base} = {self.out.use('shared_address')}(shared);")
         self.address: dict[Any, str] = {}
-        for item, offset in [*tiles.items(), *barriers.items()]:
+        named = [t for t in tiles.items() if t[0].buffer.scope is not Scope.CLUSTER]
+        for item, offset in [*named, *barriers.items()]:  # the others are only reached by code
             name = self.unique(f"{item.name}_at")
             line(f"const unsigned int {name} = {self.base} + {offset};")
             self.address[item] = name
@@ -104,7 +105,8 @@ class TileEmitter(KernelEmitter):
                 line(f"{STORED[tile.dtype]}* {name} = ({STORED[tile.dtype]}*)(shared + {offset});")
         self._variable(program.block, program.grid, "blockIdx.x")
         rank = f"{self.out.use('cluster_rank')}()" if program.cluster > 1 else "0"
-        self._variable(program.rank, program.cluster, rank)
+        if program.rank in self.used:
+            self._variable(program.rank, program.cluster, rank)
         self.names.rank = program.rank
 
     def _is_used(self, buffer: Buffer) -> bool:
