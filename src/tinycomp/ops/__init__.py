@@ -29,6 +29,7 @@ from . import (
     norm,
     pool,
     quantize,
+    quantized_layers,
     quantized_matmul,
     reduce,
     resize,
@@ -44,7 +45,7 @@ from .onnx_node import OnnxImport
 FAMILIES: tuple[ModuleType, ...] = (
     *(unary, binary, reduce, shape, create, index, scatter, layout, control, einsum),
     *(cumulative, topk),
-    *(quantize, quantized_matmul, matmul_bytes),
+    *(quantize, quantized_layers, quantized_matmul, matmul_bytes),
     *(matmul, conv, conv_transpose, pool, softmax, norm, activation, rnn, resize),
     *(attention, fused_attention),
 )

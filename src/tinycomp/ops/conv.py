@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from .. import te
-from ..diagnostics import ModelError
 from ..ir.expr import is_const
 from ..relay.nodes import Atom
 from ..relay.op import Attrs, Op, OpPattern, Sample
@@ -385,23 +384,26 @@ def convolve(node: OnnxNode, x: Atom, w: Atom, **attrs: Any) -> Atom:
     return call("reshape", out, newshape=(out.type.shape[0], o, out.type.shape[3]))
 
 
-def _import_conv(node: OnnxNode) -> Atom:
-    x, w = node.type(0), node.type(1)
-    nd = x.rank - 2
+def import_convolution(node: OnnxNode, x: Atom, w: Atom) -> Atom:
+    """A convolution without bias by the attributes of ONNX Conv."""
+    data, weight = x.type, w.type
+    assert isinstance(data, TensorType)
+    assert isinstance(weight, TensorType)
+    nd = data.rank - 2
     if nd not in (1, 2, 3):
-        raise node.unsupported(f"a convolution of input rank {x.rank}")
-    if w.rank != x.rank:
-        raise ModelError(f"Conv: the weight {w} does not fit the input {x}", span=node.span)
-    kernel = tuple(node.attr("kernel_shape") or w.static_shape[2:])
-    if kernel != w.shape[2:]:
-        raise ModelError(f"Conv: kernel_shape {kernel} contradicts {w}", span=node.span)
+        raise node.unsupported(f"a convolution of input rank {data.rank}")
+    node.expect(weight.rank == data.rank, f"the weight {weight} does not fit the input {data}")
+    kernel = tuple(node.attr("kernel_shape") or weight.static_shape[2:])
+    node.expect(kernel == weight.shape[2:], f"kernel_shape {kernel} contradicts {weight}")
     strides = tuple(node.attr("strides") or (1,) * nd)
     dilation = tuple(node.attr("dilations") or (1,) * nd)
     padding = import_padding(node, kernel, strides, dilation)
-    out = convolve(
-        node, node.input(0), node.input(1),
-        strides=strides, padding=padding, dilation=dilation, groups=node.attr("group", 1),
-    )  # fmt: skip
+    groups = node.attr("group", 1)
+    return convolve(node, x, w, strides=strides, padding=padding, dilation=dilation, groups=groups)
+
+
+def _import_conv(node: OnnxNode) -> Atom:
+    out = import_convolution(node, node.input(0), node.input(1))
     return add_channel_bias(node, out, node.input(2)) if node.has(2) else out
 
 

@@ -223,7 +223,7 @@ def _ceil_extra(
     return tuple(extra)
 
 
-def _pool(node: OnnxNode, op: str, x: Atom, kernel: Sequence[int]) -> Atom:
+def pool(node: OnnxNode, op: str, x: Atom, kernel: Sequence[int]) -> Atom:
     """Pooling by `op` over the trailing axes: two at a time, since windows are separable."""
     assert isinstance(x.type, TensorType)
     nd = len(kernel)
@@ -288,7 +288,7 @@ def _import_pool(op: str) -> OnnxImport:
             raise node.unsupported(f"pooling over {len(kernel)} axes")
         if node.num_outputs > 1:
             raise node.unsupported("the output Indices")
-        return _pool(node, op, node.input(0), kernel)
+        return pool(node, op, node.input(0), kernel)
 
     return convert
 
@@ -305,7 +305,7 @@ def _import_lp_pool(node: OnnxNode) -> Atom:
         node.op_type, node.name, node.inputs, {**node.attrs, "count_include_pad": 1},
         1, node.builder, node.domain, node.input_names,
     )  # fmt: skip
-    mean = _pool(counted, "nn.avg_pool2d", powers, kernel)
+    mean = pool(counted, "nn.avg_pool2d", powers, kernel)
     size = float(np.prod(kernel))
     total = call("multiply", mean, node.builder.const(size, dtype))
     return call("power", total, node.builder.const(1.0 / p, dtype))

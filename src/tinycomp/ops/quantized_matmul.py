@@ -13,7 +13,7 @@ from .quantize import quantize
 from .unary import cast_to
 
 
-def _shifted(node: OnnxNode, x: Atom, zero: Atom | None, rows: bool) -> Atom:
+def shifted(node: OnnxNode, x: Atom, zero: Atom | None, rows: bool) -> Atom:
     """`x - zero` as int32; a zero point per row (of A) or column (of B) broadcasts."""
     value = cast_to(node, x, DType.INT32)
     if zero is None:
@@ -26,22 +26,22 @@ def _shifted(node: OnnxNode, x: Atom, zero: Atom | None, rows: bool) -> Atom:
     return node.builder.call("subtract", value, shift)
 
 
-def _optional(node: OnnxNode, index: int) -> Atom | None:
+def optional(node: OnnxNode, index: int) -> Atom | None:
     return node.input(index) if node.has(index) else None
 
 
 def _import_matmul_integer(node: OnnxNode) -> Atom:
     """(A - a_zero) @ (B - b_zero) in int32."""
-    a = _shifted(node, node.input(0), _optional(node, 2), rows=True)
-    b = _shifted(node, node.input(1), _optional(node, 3), rows=False)
+    a = shifted(node, node.input(0), optional(node, 2), rows=True)
+    b = shifted(node, node.input(1), optional(node, 3), rows=False)
     return node.builder.call("nn.matmul", a, b)
 
 
 def _import_qlinear_matmul(node: OnnxNode) -> Atom:
     """saturate(round((A - a_zero) @ (B - b_zero) * a_scale * b_scale / y_scale) + y_zero)."""
     call = node.builder.call
-    a = _shifted(node, node.input(0), node.input(2), rows=True)
-    b = _shifted(node, node.input(3), node.input(5), rows=False)
+    a = shifted(node, node.input(0), node.input(2), rows=True)
+    b = shifted(node, node.input(3), node.input(5), rows=False)
     product = call("cast", call("nn.matmul", a, b), dtype=DType.FLOAT32)
     scales = [cast_to(node, node.input(i), DType.FLOAT32) for i in (1, 4, 6)]
     real = call("multiply", product, call("multiply", scales[0], scales[1]))
