@@ -38,7 +38,7 @@ from .bind import bind_unbound
 from .elementwise import schedule_elementwise
 from .hopper_operands import Epilogue, Gathered, HopperTile, Operands, Windows
 from .hopper_program import gemm_program
-from .hopper_tiles import BLOCKS, CLOCK, choose_hopper_tile, estimated_seconds
+from .hopper_tiles import BLOCKS, CLOCK, Task, choose_hopper_tile, estimated_seconds
 from .split_k import choose_slices
 
 ARCH = "sm_90a"
@@ -72,18 +72,26 @@ def build_hopper_product(function: Function, target: Target, name: str) -> PrimF
 def _tile(operands: Operands, epilogue: Epilogue) -> HopperTile:
     itemsize = epilogue.out.dtype.itemsize
     staged = not epilogue.scattered and operands.n * itemsize % 16 == 0 and itemsize > 1
-    sizes = operands.batch * operands.slices, operands.m, operands.n
-    k = math.ceil(operands.length / operands.slices)
-    return choose_hopper_tile(*sizes, k, itemsize, staged, isinstance(operands.b, Gathered))
+    task = replace(_task(operands, epilogue), itemsize=itemsize, staged=staged)
+    return choose_hopper_tile(task)
+
+
+def _task(operands: Operands, epilogue: Epilogue) -> Task:
+    """The product, each slice of its sum as one of its own; results in float32."""
+    return Task(
+        operands.batch * operands.slices, operands.m, operands.n,
+        math.ceil(operands.length / operands.slices), 4, True, isinstance(operands.b, Gathered),
+        operands.b_major is Major.K, not epilogue.scattered,
+    )  # fmt: skip
 
 
 def _slices(operands: Operands, epilogue: Epilogue) -> int:
     """How many parts of the sum blocks compute on their own; 1: none."""
-    gathers = isinstance(operands.b, Gathered)
+    whole = _task(operands, epilogue)
 
     def cycles(batch: int, m: int, n: int, k: int) -> float:
-        tile = choose_hopper_tile(batch, m, n, k, 4, True, gathers)
-        return estimated_seconds(tile, batch, m, n, k, 4, gathers) * CLOCK
+        task = replace(whole, batch=batch, k=k)
+        return estimated_seconds(choose_hopper_tile(task), task) * CLOCK
 
     return choose_slices((operands.batch, operands.m, operands.n, operands.length), cycles)
 

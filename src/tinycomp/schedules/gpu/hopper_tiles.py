@@ -1,26 +1,36 @@
-"""The tile of a matrix product on Hopper, by a model of waves, tensor cores and copies."""
+"""The tile of a matrix product on Hopper, by a model of waves, tensor cores and copies.
+
+The time of a product is that of its waves of blocks; a block's is the start, its steps of the sum,
+each as long as the slowest of what it needs, and the store of the result. The figures are of an
+H100 or H200; each says where it comes from, so that it can be measured again (`benchmarks/gpu`,
+stages `ceilings` and `gemm`).
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...tir.tile.layout import ROW_BYTES
 from ...tir.tile.verify import SHARED_LIMIT
 from .hopper_operands import HopperTile
+from .hopper_split import parts_bytes
 
 BLOCKS = 132  # multiprocessors of an H100 or H200
-CLOCK = 1.46e9  # cycles/s that power allows
-_TENSOR = 5.98e12  # sustained FLOP/s of one multiprocessor, 16-bit operands
-_REFILL = 61e9  # bytes/s from L2 to one multiprocessor
-_STORE = 33e9  # bytes/s to memory, one multiprocessor's share
-_SHARED = 128 * 1.46e9  # bytes/s that wgmma reads
-_GATHER = 128 * 1.46e9 / 20  # elements/s that one multiprocessor gathers, at 20 instructions each
-_FILL = 1.2e-6  # seconds until the first product
-_MEETING = 0.3e-6  # seconds until the blocks of a cluster have met
-_BARRIERS = 50e-9  # seconds that a step waits, whatever its size
+_GROUPS = (16,) * 6 + (18,) * 2  # of them, within which clusters lie ("GPCs" of the H100 SXM)
+CLOCK = 1.46e9  # cycles/s that power allows: 790 TFLOP/s of cuBLAS over 4096 FLOP/cycle each
+TENSOR = 5.98e12  # FLOP/s of one multiprocessor, 16-bit operands: the same 790 TFLOP/s
+REFILL = 61e9  # bytes/s from L2 to one multiprocessor: 8 TB/s measured on an H200 for all
+STORE = 33e9  # bytes/s to memory, one multiprocessor's share of 4.3 TB/s
+SHARED = 128 * CLOCK  # bytes/s that wgmma reads: 32 banks of 4 bytes
+_GATHER = 128 * CLOCK / 20  # elements/s that one multiprocessor gathers, at 20 instructions each
+_REMOTE = 25e9  # bytes/s from other blocks' shared memory: 3.3 TB/s measured on an H100 for all
+FILL = 1.2e-6  # seconds until the first product (kernels of one wave in fast.cu's log)
+MEETING = 0.3e-6  # seconds until the blocks of a cluster have met (a guess)
+BARRIERS = 50e-9  # seconds that a step waits, whatever its size (a guess)
+_SPLITS = (2, 3, 4, 5, 6, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,54 +60,105 @@ _GATHERING = tuple(
     )
 )  # fmt: skip
 
+_SPLITTING = tuple(
+    _Shape(rows, columns, consumers, False)
+    for rows, columns, consumers in (
+        (64, 32, 1), (64, 64, 1), (64, 128, 1), (128, 32, 2), (128, 64, 2), (128, 128, 2),
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A product to choose a tile for.
+
+    Attributes:
+        k: length of the sum, in 16-bit elements.
+        itemsize: of the result.
+        staged: whether it may go through shared memory and TMA.
+        gathers: whether B is computed.
+        narrow: whether B is K-major, so that tiles may have fewer columns than a line of memory.
+        shares: whether the blocks of a cluster may share a sum.
+    """
+
+    batch: int
+    m: int
+    n: int
+    k: int
+    itemsize: int = 2
+    staged: bool = True
+    gathers: bool = False
+    narrow: bool = False
+    shares: bool = True
+
 
 @functools.cache
-def choose_hopper_tile(
-    batch: int, m: int, n: int, k: int, itemsize: int = 2, staged: bool = True,
-    gathers: bool = False,
-) -> HopperTile:  # fmt: skip
-    """The tile of least estimated time, by a model of waves, tensor cores and copies.
+def choose_hopper_tile(task: Task) -> HopperTile:
+    """The tile of least estimated time.
 
-    Args:
-        itemsize: of the result.
-        gathers: B is computed.
-
-    >>> tile = choose_hopper_tile(1, 8192, 8192, 8192)
+    >>> tile = choose_hopper_tile(Task(1, 8192, 8192, 8192))
     >>> tile.rows, tile.columns, tile.depth, tile.consumers, tile.cluster, tile.alternate
     (128, 256, 4, 2, 2, False)
+    >>> tile = choose_hopper_tile(Task(1, 128, 768, 3072))  # few tiles, a long sum
+    >>> tile.rows, tile.columns, tile.split
+    (64, 64, 5)
     """
-    tiles = _candidates(staged, gathers)
-    return min(tiles, key=lambda t: estimated_seconds(t, batch, m, n, k, itemsize, gathers))
+
+    def cost(tile: HopperTile) -> tuple[int, bool]:
+        return round(estimated_seconds(tile, task) * 1e12), tile.alternate  # plain ones if equal
+
+    return min(_candidates(task), key=cost)
 
 
-def _candidates(staged: bool, gathers: bool) -> Iterator[HopperTile]:
-    for shape in _GATHERING if gathers else _SHAPES:
-        for cluster in (1,) if gathers else (1, 2):
-            stage = (shape.rows + shape.columns) * ROW_BYTES
-            boxes = shape.consumers * 2 * 64 * ROW_BYTES * staged
-            depth = min(8, (SHARED_LIMIT - boxes - 1024) // stage)
+def _candidates(task: Task) -> Iterator[HopperTile]:
+    for shape in _GATHERING if task.gathers else _SHAPES:
+        boxes = shape.consumers * 2 * 64 * ROW_BYTES * task.staged
+        for cluster in (1,) if task.gathers else (1, 2):
             yield HopperTile(
-                shape.rows, shape.columns, depth, shape.consumers, cluster, staged=staged,
-                alternate=shape.alternate,
+                shape.rows, shape.columns, _depth(shape, boxes), shape.consumers, cluster,
+                staged=task.staged, alternate=shape.alternate,
             )  # fmt: skip
+    if task.gathers or not task.shares:
+        return
+    for shape in _SPLITTING:
+        if shape.columns % 64 and not task.narrow:
+            continue
+        for split in (s for s in _SPLITS if s * ROW_BYTES // 2 <= task.k):
+            tile = HopperTile(shape.rows, shape.columns, 1, shape.consumers, split=split)
+            yield replace(tile, depth=_depth(shape, parts_bytes(tile)))
 
 
-def estimated_seconds(
-    tile: HopperTile, batch: int, m: int, n: int, k: int, itemsize: int = 2, gathers: bool = False
-) -> float:
-    """Estimated time of a product with 16-bit operands; see `choose_hopper_tile`."""
-    rows = math.ceil(math.ceil(m / tile.rows) / tile.cluster) * tile.cluster
-    tiles = batch * rows * math.ceil(n / tile.columns)
-    waves = math.ceil(tiles / BLOCKS)
+def _depth(shape: _Shape, other: int) -> int:
+    """Stages of the ring that fit beside `other` bytes of shared memory."""
+    stage = (shape.rows + shape.columns) * ROW_BYTES
+    return min(8, (SHARED_LIMIT - other - 2048) // stage)
+
+
+def blocks_of(tile: HopperTile, task: Task) -> tuple[int, int]:
+    """How many blocks a product has, and how many the machine runs at a time."""
+    together = tile.cluster * tile.split
+    down = math.ceil(math.ceil(task.m / tile.rows) / tile.cluster) * tile.cluster
+    blocks = task.batch * down * math.ceil(task.n / tile.columns) * tile.split
+    return blocks, sum(group // together * together for group in _GROUPS)
+
+
+def estimated_seconds(tile: HopperTile, task: Task) -> float:
+    """Estimated time of a product with 16-bit operands."""
+    blocks, slots = blocks_of(tile, task)
+    waves = math.ceil(blocks / slots)
     flops = 2 * tile.rows * tile.columns * (ROW_BYTES // 2)
     copied = (tile.rows + tile.columns / tile.cluster) * ROW_BYTES
     read = tile.rows // 64 * (64 + tile.columns) * ROW_BYTES
-    gathered = tile.columns * (ROW_BYTES // 2) * gathers
-    slowest = max(flops / _TENSOR, copied / _REFILL, read / _SHARED, gathered / _GATHER)
-    step = slowest + _BARRIERS
-    epilogue = tile.rows * tile.columns * itemsize / _STORE
-    start = _FILL + _MEETING * (tile.cluster > 1)
-    products = math.ceil(k * 2 / ROW_BYTES) * step
+    gathered = tile.columns * (ROW_BYTES // 2) * task.gathers
+    slowest = max(flops / TENSOR, copied / REFILL, read / SHARED, gathered / _GATHER)
+    step = slowest + BARRIERS
+    size = tile.rows * tile.columns
+    epilogue = size * task.itemsize / STORE
+    start = FILL + MEETING * (tile.cluster * tile.split > 1)
+    products = math.ceil(math.ceil(task.k * 2 / ROW_BYTES) / tile.split) * step
+    if tile.split > 1:  # each block writes its sums, and reads a share of those of all others
+        exchange = 4 * size * (1 / SHARED + (tile.split - 1) / tile.split / _REMOTE) + MEETING
+        return waves * (start + products + exchange + epilogue / tile.split)
     if tile.alternate:  # only the last write of a block is exposed
         return waves * max(products, epilogue) + epilogue + start
     # Writes overlap with copies for the next tile, not with its products.
