@@ -2,6 +2,7 @@
 
 import pytest
 
+from tinycomp.codegen.cuda.access import find_accesses
 from tinycomp.ops.conv import Conv2dAttrs
 from tinycomp.ops.pool import Pool2dAttrs
 
@@ -57,3 +58,25 @@ def test_an_input_is_read_few_times(size, attrs, limit):
     assert image.requests * 32 <= limit * size * elements
     assert image.efficiency > 0.8
     assert launch.in_flight >= 16 * 4
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_depthwise_channels_last(dtype, stride):
+    """A thread has neighbouring pixels of the channels that make a word."""
+    attrs = Conv2dAttrs(
+        strides=(stride, stride), padding=(1, 1, 1, 1), groups=64, data_layout="NHWC",
+        kernel_layout="HWC", out_channels=64, kernel_size=(3, 3),
+    )  # fmt: skip
+
+    def layer(b, x, w, bias):
+        return b.call("nn.relu", b.call("add", b.call("nn.conv2d", x, w, attrs=attrs), bias))
+
+    size = 44 * stride
+    inputs = ((1, size, size, 64), dtype), ((3, 3, 64), dtype), ((64,), dtype)
+    tolerance = {"float16": 4e-3, "float32": 1e-5}[dtype]
+    func = kit.check(layer, *inputs, rtol=tolerance, atol=tolerance)
+    (launch,) = find_accesses(func)
+    for site in launch.sites:
+        assert site.efficiency > 0.8, str(site)  # borders
+        assert "4 bytes a thread" in str(site), str(site)

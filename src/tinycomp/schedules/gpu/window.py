@@ -1,7 +1,8 @@
-"""Overlapping windows on a GPU: pooling and depthwise convolution in NCHW.
+"""Overlapping windows on a GPU: pooling and depthwise convolution.
 
-A thread computes several outputs below each other. It reads what their windows cover once, into
-registers; neighbouring threads have neighbouring columns, so these reads are coalesced.
+A thread computes several outputs below each other (in NHWC beside each other). It reads what their
+windows cover once, into registers; neighbouring threads have neighbouring columns (channels), so
+these reads are coalesced. Of channels, which share no window, a thread has as many as make a word.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from .bind import THREADS, bind_flat
 
 _MULTIPROCESSORS = 132
 _MAX_WRITTEN_OUT = 256  # multiplications
+_WORD = 4  # bytes that a thread reads at once of small elements
 
 
 def outputs_of_thread(reduction: ComputeOp) -> int:
@@ -65,20 +67,42 @@ def schedule_windows(kernel: Kernel, reduction: ComputeOp, rows: int) -> None:
     stage = kernel.stage(out)
     *outside, row, column = stage.axes
     block, row = stage.split(row, factor=rows)
-    stage.reorder(*outside, block, column, row)
+    lanes = _lanes(kernel, reduction, source, rows)
+    column, lane = stage.split(column, factor=lanes)
+    stage.reorder(*outside, block, column, row, lane)
     thread = bind_flat(stage, [*outside, block, column])
     stage.unroll(row)
-    sums = kernel.schedule[accumulator]
-    sums.compute_at(stage, thread)
-    _unroll(kernel.schedule[accumulator], thread)
-    held = kernel.schedule[image]
-    held.compute_at(stage, thread)
-    _unroll(kernel.schedule[image], thread)
+    if lanes > 1:
+        stage.vectorize(lane)
+    for tensor in (accumulator, image):
+        inner = kernel.schedule[tensor]
+        inner.compute_at(stage, thread)
+        spatial = inner.axes[
+            : len(inner.axes) - len(reduction.reduce_axis) * (tensor is accumulator)
+        ]
+        _write_out(inner, thread, spatial[-1] if lanes > 1 else None)
 
 
-def _unroll(stage: Stage, thread: Var) -> None:
-    """Write out all loops of a stage inside a thread."""
+def _lanes(kernel: Kernel, reduction: ComputeOp, source: Tensor, rows: int) -> int:
+    """Neighbouring columns of a thread: 1 where windows overlap along them."""
+    column = reduction.axis[-1].var
+    for load in (n for n in postorder(reduction.body) if isinstance(n, Load)):
+        if load.source is source and load.indices[-1] is not column:
+            return 1
+    lanes = max(1, _WORD // max(t.dtype.itemsize for t in (source, kernel.outputs[0])))
+    threads = math.prod(extents(reduction)) // rows // lanes
+    columns = extents(reduction)[-1]
+    return lanes if columns % lanes == 0 and threads >= _MULTIPROCESSORS * THREADS // 4 else 1
+
+
+def _write_out(stage: Stage, thread: Var, lane: Var | None) -> None:
+    """Write out all loops of a stage inside a thread, `lane` as vectors."""
     axes = list(stage.axes)
-    for axis in axes[axes.index(thread) + 1 :]:
+    inside = axes[axes.index(thread) + 1 :]
+    if lane is not None:
+        inside.remove(lane)
+        stage.reorder(*inside, lane)
+        stage.vectorize(lane)
+    for axis in inside:
         if extent_of(stage, axis) > 1:
             stage.unroll(axis)
