@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 from ..relay.nodes import Atom, Binding, Call, Constant, Function, Value, Var
@@ -43,6 +44,58 @@ def collapse_dims(function: Function) -> Function:
     if len(groups) == out.rank and all(groups):
         return function
     return rebuild(function, out.rank, groups, apart)
+
+
+def collapse_reduced(function: Function) -> Function:
+    """A function of elementwise operators and reductions that keep all dimensions, over fewer.
+
+        softmax(x[8, 64, 128, 128], axis=1)   -->   softmax(x[8, 64, 16384], axis=1)
+
+    Other functions come back as they are.
+    """
+    out = function.ret_type
+    if not isinstance(out, TensorType) or out.rank < 3 or not math.prod(out.static_shape):
+        return function
+    reductions = [b for b in function.bindings if not is_elementwise(b.value)]
+    reduced = [_kept_axes(b.value, out.rank) for b in reductions]
+    if not reductions or not all(reduced):
+        return function
+    if any(len(_static(a)) != out.rank for a in _operands(function, set())):
+        return function
+    full = [max(_static(a)[d] for a in _operands(function, set())) for d in range(out.rank)]
+    masks = [tuple(1 if d in axes else n for d, n in enumerate(full)) for axes in reduced]
+    groups = groups_of(function, out, 0, set(), masks)
+    places = {d: number for number, group in enumerate(groups) for d in group}
+    rows = function.attrs.get("rows", 0)
+    wide = [axes & {d for d in range(out.rank) if full[d] > 1} for axes in reduced]
+    if len(groups) == out.rank or not all(wide) or (rows and places[rows - 1] == places[rows]):
+        return function
+    attributes = {}
+    for binding, axes in zip(reductions, wide, strict=True):
+        new = tuple(sorted({places[d] for d in axes}))
+        attrs: Any = binding.value.attrs  # type: ignore[union-attr]
+        attributes[binding] = replace(attrs, axis=new if isinstance(attrs.axis, tuple) else new[0])
+    result = rebuild(function, out.rank, groups, set(), attributes=attributes)
+    if not rows:
+        return result
+    return replace(result, attrs={**function.attrs, "rows": places[rows]})
+
+
+def _kept_axes(value: Value, rank: int) -> set[int]:
+    """The axes of a reduction that keeps dimensions, in a function of this rank; none for other
+    values."""
+    if not isinstance(value, Call) or not isinstance(value.op, Op):
+        return set()
+    axis = getattr(value.attrs, "axis", ())
+    if value.op.name in ("nn.softmax", "nn.log_softmax"):
+        return {axis % rank}
+    kept = getattr(value.attrs, "keepdims", False) and isinstance(axis, tuple)
+    return {a % rank for a in axis} if kept else set()
+
+
+def _static(atom: Atom) -> tuple[int, ...]:
+    assert isinstance(atom.type, TensorType)
+    return atom.type.static_shape
 
 
 def is_elementwise(value: Value) -> bool:
@@ -91,11 +144,17 @@ def _padded(type_: Type, rank: int) -> list[int]:
     return [1] * (rank - len(shape)) + list(shape)
 
 
-def groups_of(function: Function, out: TensorType, fixed: int, apart: Set[Atom]) -> list[list[int]]:
-    """Runs of dimensions that are all whole or all broadcast in every value, but the last `fixed`
-    ones; values `apart` do not matter."""
+def groups_of(
+    function: Function,
+    out: TensorType,
+    fixed: int,
+    apart: Set[Atom],
+    more: Sequence[Sequence[int]] = (),
+) -> list[list[int]]:
+    """Runs of dimensions that are all whole or all broadcast in every value, and in `more` shapes,
+    but the last `fixed` ones; values `apart` do not matter."""
     rank = out.rank
-    shapes = [_padded(a.type, rank) for a in _operands(function, apart)]
+    shapes = [_padded(a.type, rank) for a in _operands(function, apart)] + list(map(list, more))
     full = [max(s[d] for s in shapes) for d in range(rank - fixed)]
     groups: list[list[int]] = []
     for d in range(rank - fixed):

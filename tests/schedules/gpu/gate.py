@@ -26,6 +26,7 @@ from tinycomp.ops.pool import Pool2dAttrs
 from tinycomp.ops.reduce import ArgReduceAttrs, ReduceAttrs
 from tinycomp.ops.resize import ResizeAttrs
 from tinycomp.ops.scatter import ScatterElementsAttrs, ScatterNdAttrs
+from tinycomp.ops.softmax import SoftmaxAttrs
 from tinycomp.ops.shape import ConcatenateAttrs, TransposeAttrs
 from tinycomp.ops.topk import TopkAttrs
 
@@ -95,6 +96,15 @@ def _rows() -> dict[str, Case]:
         "softmax f16": (softmax, (((8192, 1024), H),)),
         "log_softmax": (one("nn.log_softmax"), (((64, 30522), F),)),
     }
+    cases |= {
+        f"softmax over axis {axis} of {'x'.join(map(str, shape))} {dtype}": (
+            one("nn.softmax", SoftmaxAttrs(axis)), ((shape, dtype),),
+        )
+        for shape, axis, dtype in (
+            ((8, 64, 128, 128), 1, F), ((8, 64, 128, 128), 1, H), ((1, 21, 512, 512), 1, F),
+            ((2, 1280, 64, 64), 1, F), ((4, 16, 4, 8400), 1, F), ((32, 1000, 7, 7), 1, F),
+        )
+    }  # fmt: skip
     layer_norm = one("nn.layer_norm", LayerNormAttrs())
     for count, length, dtype in (
         (128, 768, F),

@@ -22,13 +22,14 @@ from ...tir.nodes import Alloc, PrimFunc, Scope, Seq
 from ...tir.passes.share_memory import IN_BLOCK, shared_bytes
 from ...tir.schedule import Schedule, create_schedule
 from ...tir.tree import statements
-from ..collapse import collapse_dims
+from ..collapse import collapse_dims, collapse_reduced
 from ..common import Kernel, inline_injective
 from ..scatter import elements_of, slices_of
 from ..to_te import Compute, to_te
 from .arg_reduction import expand_arg_reduction
 from .attention import expand_attention
 from .bind import bind_unbound
+from .columns import column_axis, schedule_columns
 from .conv import expand_conv2d, merge_pixels
 from .cumulative import expand_cumulative
 from .elementwise import schedule_elementwise
@@ -88,7 +89,8 @@ def build_gpu_kernel(function: Function, target: Target, name: str) -> PrimFunc:
 
 def default_gpu_schedule(function: Function, target: Target, name: str) -> Schedule:
     """The default schedule of a primitive function; its last roots may be unbound still."""
-    inputs, outputs = to_te(merge_pixels(collapse_dims(function)), expansions(target))
+    function = collapse_reduced(merge_pixels(collapse_dims(function)))
+    inputs, outputs = to_te(function, expansions(target))
     outputs = [t if t.shape else _line(t) for t in outputs]
     kernel = Kernel(create_schedule(outputs, inputs, name), outputs, target)
     tags = {op.tag: op for op in kernel.stages if op.tag}
@@ -107,7 +109,10 @@ def default_gpu_schedule(function: Function, target: Target, name: str) -> Sched
 
         stitched = function.attrs.get("stitched") or len(reductions) > 1
         rows = function.attrs.get("rows", _shared_rows(reductions))
-        if stitched:
+        columns = column_axis(kernel) if stitched else None
+        if columns is not None:
+            schedule_columns(kernel, *columns)
+        elif stitched:
             schedule_rows(kernel, rows)
         else:
             schedule_reduction(kernel, reductions[0], rows)

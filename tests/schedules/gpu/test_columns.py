@@ -1,0 +1,64 @@
+"""Softmax and normalisations over inner axes: right, and read once in whole lines."""
+
+import pytest
+
+from tinycomp.ops.reduce import ReduceAttrs
+from tinycomp.ops.softmax import SoftmaxAttrs
+from tinycomp.schedules.gpu import PLAIN
+
+from . import kit
+
+F = "float32"
+
+
+def softmax(axis, op="nn.softmax"):
+    return lambda b, x: b.call(op, x, attrs=SoftmaxAttrs(axis))
+
+
+SMALL = [
+    ((3, 5, 7), 1), ((2, 21, 40), 1), ((4, 64, 6, 6), 1), ((70, 33), 0), ((2, 3, 4, 5), 2),
+    ((2, 300, 130), 1), ((1, 2, 1000), 1), ((1500, 12), 0), ((2, 9000, 3), 1), ((1, 1, 8), 1),
+    ((5, 1, 1, 8), 1), ((3, 16, 2, 50), 1), ((6, 4, 1), 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("op", ["nn.softmax", "nn.log_softmax"])
+@pytest.mark.parametrize(("shape", "axis"), SMALL)
+def test_softmax(op, shape, axis):
+    func = kit.check(softmax(axis, op), (shape, F), rtol=2e-5, atol=2e-6)
+    assert PLAIN not in func.attrs
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_types(dtype):
+    tolerance = {"float16": 2e-3, "bfloat16": 1.6e-2, "float64": 1e-12}[dtype]
+    kit.check(softmax(1), ((2, 24, 320), dtype), rtol=tolerance, atol=tolerance)
+
+
+def standardise(axes):
+    """Normalisation over some axes, as models have it over channels in NCHW."""
+    attrs = ReduceAttrs(axes, True)
+
+    def make(b, x):
+        centred = b.call("subtract", x, b.call("mean", x, attrs=attrs))
+        variance = b.call("mean", b.call("multiply", centred, centred), attrs=attrs)
+        return b.call("divide", centred, b.call("sqrt", b.call("add", variance, b.constant(1e-5))))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((8, 64, 128, 128), 1), ((1, 21, 512, 512), 1), ((4, 16, 4, 8400), 1), ((64, 7, 7, 2048), 1),
+     ((16, 8, 32, 1024), 2), ((1, 2, 1024, 1024), 1), ((2, 1280, 64, 64), 1)],
+)  # fmt: skip
+def test_accesses(shape, axis):
+    func = kit.kernel(softmax(axis), (shape, F))
+    assert PLAIN not in func.attrs
+    (launch,) = kit.find_accesses(func)
+    assert launch.moved <= 1.01 * launch.unique
+    assert launch.efficiency >= 0.99
+    assert launch.conflicts <= 1.05
+    if shape[1] < 1000:
+        assert all(site.width == 16 for site in launch.global_sites)
+    assert launch.in_flight * min(launch.threads * launch.blocks // 132, 2048) >= 20_000
