@@ -28,6 +28,7 @@ from tinycomp.ops.resize import ResizeAttrs
 from tinycomp.ops.scatter import ScatterElementsAttrs, ScatterNdAttrs
 from tinycomp.ops.softmax import SoftmaxAttrs
 from tinycomp.ops.shape import ConcatenateAttrs, TransposeAttrs
+from tinycomp.ops.softmax import SoftmaxAttrs
 from tinycomp.ops.topk import TopkAttrs
 
 from . import kit
