@@ -86,7 +86,7 @@ def _kept_axes(value: Value, rank: int) -> set[int]:
     values."""
     if not isinstance(value, Call) or not isinstance(value.op, Op):
         return set()
-    axis = getattr(value.attrs, "axis", ())
+    axis: Any = getattr(value.attrs, "axis", ())
     if value.op.name in ("nn.softmax", "nn.log_softmax"):
         return {axis % rank}
     kept = getattr(value.attrs, "keepdims", False) and isinstance(axis, tuple)

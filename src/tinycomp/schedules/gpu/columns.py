@@ -216,11 +216,12 @@ def _place_reduction(
     """Every thread reduces its elements; then each thread of a column combines what all have."""
     schedule = kernel.schedule
     stage = schedule[tensor]
-    shared: Tensor | CachedTensor | None = None
+    shared: CachedTensor | None = None
     sums: Tensor | CachedTensor = tensor
     if plan.sharers > 1:
         _, y = stage.split(stage.axes[-1], factor=plan.sharers)
         shared = schedule.rfactor(tensor, y, factor_axis=0)
+        assert isinstance(shared, CachedTensor)
         sums = schedule.cache_write(shared, "local")
     _place_at(kernel, tensor, target, block)
     stage = schedule[tensor]
