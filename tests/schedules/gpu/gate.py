@@ -26,7 +26,6 @@ from tinycomp.ops.pool import Pool2dAttrs
 from tinycomp.ops.reduce import ArgReduceAttrs, ReduceAttrs
 from tinycomp.ops.resize import ResizeAttrs
 from tinycomp.ops.scatter import ScatterElementsAttrs, ScatterNdAttrs
-from tinycomp.ops.softmax import SoftmaxAttrs
 from tinycomp.ops.shape import ConcatenateAttrs, TransposeAttrs
 from tinycomp.ops.softmax import SoftmaxAttrs
 from tinycomp.ops.topk import TopkAttrs
