@@ -19,6 +19,7 @@ from tinycomp.codegen.cuda.emit import emit_cuda
 from tinycomp.codegen.cuda.nvrtc import Cubin, compile_cuda
 from tinycomp.ops.conv import Conv2dAttrs
 from tinycomp.ops.cumulative import CumulativeAttrs
+from tinycomp.ops.fused_attention import AttentionAttrs
 from tinycomp.ops.index import AxisAttrs
 from tinycomp.ops.matmul import MatmulAttrs
 from tinycomp.ops.norm import LayerNormAttrs
@@ -192,7 +193,33 @@ def _products() -> dict[str, Case]:
     }
 
 
-CASES: dict[str, Case] = _elementwise() | _rows() | _reductions() | _windows() | _products()
+def _attention() -> dict[str, Case]:
+    def attention(
+        q: tuple[int, ...], keys: int, v_depth: int = 0, causal: int | None = None,
+        mask: tuple[int, ...] = (), dtype: str = "bfloat16", kv_heads: int = 0,
+    ) -> Case:  # fmt: skip
+        batch, heads, _, depth = q
+        k = (batch, kv_heads or heads, keys, depth)
+        inputs = ((q, dtype), (k, dtype), ((*k[:3], v_depth or depth), dtype))
+        masks = ((mask, F),) if mask else ()
+        return one("nn.attention", AttentionAttrs(0.125, causal)), (*inputs, *masks)
+
+    return {
+        "attention bert": attention((1, 12, 128, 64), 128, mask=(1, 1, 1, 128)),
+        "attention bert batch": attention((32, 12, 384, 64), 384, mask=(32, 1, 1, 384)),
+        "attention vit": attention((8, 12, 197, 64), 197, dtype=H),
+        "attention gpt2": attention((1, 12, 1024, 64), 1024, causal=0),
+        "attention whisper": attention((1, 8, 448, 64), 1500),
+        "attention llama": attention((1, 32, 2048, 128), 2048, causal=0, kv_heads=8),
+        "attention wide": attention((1, 16, 2048, 256), 2048, causal=0),
+        "attention odd heads": attention((4, 16, 1000, 80), 999, 112, causal=5),
+        "attention biased": attention((4, 16, 512, 64), 512, mask=(1, 16, 512, 512)),
+    }
+
+
+CASES: dict[str, Case] = (
+    _elementwise() | _rows() | _reductions() | _windows() | _products() | _attention()
+)
 
 
 def compiled(name: str, arch: str = "sm_90a") -> Cubin:

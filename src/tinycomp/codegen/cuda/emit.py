@@ -333,7 +333,7 @@ class KernelEmitter:
         type_ = self.expressions.bind(loop.var, name, loop.min, loop.extent)
         if loop.kind is ForKind.UNROLLED:
             self.out.line("#pragma unroll")
-        elif isinstance(loop.extent, IntImm) and loop.annotations.get("unroll") == 1:
+        elif loop.annotations.get("unroll") == 1:
             self.out.line("#pragma unroll 1")
         self.out.open(f"for ({type_} {name} = {low}; {name} < {end}; ++{name}) {{")
         work.extend((lambda: self._close(name), loop.body))

@@ -34,6 +34,7 @@ from .conv import expand_conv2d, merge_pixels
 from .cumulative import expand_cumulative
 from .elementwise import schedule_elementwise
 from .gemm import expand_matmul, matrix_axes, schedule_gemm
+from .hopper_attention import build_hopper_attention
 from .hopper_gemm import build_hopper_product
 from .matmul_bytes import expand_matmul_bytes
 from .reduction import schedule_reduction
@@ -72,8 +73,9 @@ def build_gpu_kernel(function: Function, target: Target, name: str) -> PrimFunc:
     """The lowered kernel of a primitive function: as a tile program where there is one for it, by
     its default schedule or, where that does not fit the machine, with one thread per output
     element; then the attribute `PLAIN` of the function says why."""
-    if (kernel := build_hopper_product(function, target, name)) is not None:
-        return kernel
+    for build in (build_hopper_product, build_hopper_attention):
+        if (kernel := build(function, target, name)) is not None:
+            return kernel
     try:
         func = _lowered(default_gpu_schedule(function, target, name))
         needed = _shared_bytes(func)

@@ -55,7 +55,7 @@ class Walk:
         analyzer = _bound(axes)
         strides: dict[Load, Mapping[Var, int] | None] = {}
         for load in (n for n in postorder(body) if isinstance(n, Load)):
-            found = _coefficients(analyzer.simplify(address(load)))
+            found = coefficients(analyzer.simplify(address(load)))
             strides[load] = found if found is not None and set(found) <= set(axes) else None
         return Walk(tuple(axes), tuple(axes.values()), body, strides)
 
@@ -157,7 +157,7 @@ def _nbytes(load: Load) -> int:
     return math.prod(map(as_int, buffer.shape)) * buffer.dtype.itemsize
 
 
-def _coefficients(expr: Expr) -> dict[Var, int] | None:
+def coefficients(expr: Expr) -> dict[Var, int] | None:
     """{v: c} for an expression in normal form that is the sum of c * v."""
     terms: dict[Var, int] = {}
     stack: list[tuple[Expr, int]] = [(expr, 1)]
