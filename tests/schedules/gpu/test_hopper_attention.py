@@ -106,6 +106,7 @@ def test_slices_are_read_in_place():
     function = builder.finish(builder.call(OP, *parts, attrs=attrs))
     (binding,) = FuseOps().run_function(function, PassContext(OPS, TARGET, 3)).bindings
     func = build_kernel(binding.value.op, TARGET, "attention")
+    assert isinstance(func.body, TileProgram)
     assert [map.offset for map in func.body.maps] == [0, 64, 128, 0]
     x = draw(0, 1, 80, 96, dtype="bfloat16")
     out = np.zeros((1, 80, 2, 16), x.dtype)

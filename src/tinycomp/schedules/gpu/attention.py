@@ -11,6 +11,7 @@ neighbouring queries and the keys x, x + 16, ...; a row belongs to 16 threads of
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any
 from ... import te
 from ...codegen.cuda.limits import has_async_copies
 from ...dtype import DType
-from ...ir.expr import Binary, BinaryOp, Expr, Load, Var, as_int, call, const, select
+from ...ir.expr import Binary, BinaryOp, Expr, Load, Var, as_int, const, select
 from ...ops.fused_attention import AttentionAttrs, Axes
 from ...ops.window import accumulation_dtype
 from ...te.tensor import Tensor
@@ -30,10 +31,12 @@ from ...types import TensorType
 from .attention_mma import TensorCoreAttention
 from .attention_parts import combine_parts
 from .loops import allocated, inside, loop, rolled, rows_of, threads, unrolled, vector
+from .online_softmax import Mask, OnlineSoftmax
 
 _SIDE = 16  # threads of a block in each direction
 _WIDE = 4  # elements of one access of shared memory
 _BUSY = 132  # blocks that give every multiprocessor of a large GPU work
+_TOGETHER = 2  # copies of a thread that are under way at a time
 _SHARED_BYTES = 96 * 1024  # of a block: two fit on a multiprocessor
 
 
@@ -126,7 +129,7 @@ def expand_attention(
     acc = accumulation_dtype(out.dtype)
     rows = (parts, batch, heads, queries)
     values, notes = te.extern([(*rows, v_depth), (*rows, 2)], args, make, "part", [acc, acc])
-    return [combine_parts(values, notes, attrs, out)]
+    return [combine_parts(values, notes, _softmax(attrs, args[3:], sizes, tile, acc), out)]
 
 
 def _on_tensor_cores(
@@ -177,6 +180,7 @@ class _Attention:
         (self.q, self.k, self.v), self.masks, self.outs = ins[:3], ins[3:], outs
         self.parts, self.acc = parts, accumulation_dtype(self.q.dtype)
         self.query_tile, self.key_tile = _SIDE * tile.rows, _SIDE * tile.columns
+        self.softmax = _softmax(attrs, self.masks, sizes, tile, self.acc)
         self.line, self.value_line = _padded(sizes.depth), _SIDE * tile.groups * tile.lanes
         self.score_line = self.key_tile + _WIDE
         self.block = Var("block")
@@ -321,7 +325,12 @@ class _Attention:
                     value = select(condition, value, const(0, source.dtype))
                 return Store(target, (row * line + d + lane,), value.astype(self.acc))
 
-            return unrolled("step", math.ceil(total / block), step)
+            steps = math.ceil(total / block)
+            if steps % _TOGETHER:
+                return unrolled("step", steps, step)
+            return rolled("steps", steps // _TOGETHER, lambda outer: unrolled(
+                "step", _TOGETHER, lambda s: step(outer * _TOGETHER + s)
+            ))  # fmt: skip
 
         return threads(_SIDE, _SIDE, copy)
 
@@ -374,23 +383,7 @@ class _Attention:
     def masked(self, product: Expr, row: Expr, key: Expr) -> Expr:
         """The score of a product of a row of this block and a key."""
         b, h, query = self.place
-        sizes, dtype = self.sizes, self.acc
-        i, low = query + row, const(-math.inf, dtype)
-        score = product * const(self.attrs.scale, dtype)
-        if self.attrs.causal is not None:
-            score = select(key <= i + self.attrs.causal, score, low)
-        # outside of the scores a mask has no elements: read the last ones
-        i, _ = inside(i, sizes.queries, sizes.queries % self.query_tile == 0)
-        j, in_range = inside(key, sizes.keys, sizes.keys % self.key_tile == 0)
-        for mask in self.masks:
-            value = _broadcast(mask, (b, h, i, j))
-            if mask.dtype is DType.BOOL:
-                score = select(value, score, const(self.attrs.fill, dtype))
-            else:
-                score = score + value.astype(dtype)
-        for condition in in_range:
-            score = select(condition, score, low)
-        return score
+        return self.softmax.score(product, (b, h, query + row, key))
 
     def _soften(self) -> list[Stmt]:
         """Weights exp(score - top) to shared memory; what is there is scaled to the new top."""
@@ -426,20 +419,18 @@ class _Attention:
         ]
 
     def _weigh(self, raised: Buffer) -> Any:
-        tile, acc = self.tile, self.acc
+        tile = self.tile
         base, fade = self.own("base", tile.rows), self.own("fade", tile.rows)
 
         def weigh(y: Var, x: Var) -> Stmt:
             def row(r: Expr) -> Stmt:
                 at, new = (y, x, r), Load(raised, (y, r), None)
-                # a row of which nothing is seen yet: exp(-inf - 0) is 0, -inf - -inf is NaN
-                unseen = new.equal(const(-math.inf, acc))
                 shift = Load(base, at, None)
-                faded = call("exp", Load(self.top, (y, r), None) - shift)
+                faded = self.softmax.weight(Load(self.top, (y, r), None), shift)
 
                 def column(c: Expr) -> Stmt:
                     weight = (*at, c)
-                    value = call("exp", Load(self.score, weight, None) - shift)
+                    value = self.softmax.weight(Load(self.score, weight, None), shift)
                     line = (y * tile.rows + r) * self.score_line + c * _SIDE + x
                     total = Load(self.sum, at, None) + Load(self.score, weight, None)
                     return Seq((
@@ -454,7 +445,7 @@ class _Attention:
                     return Store(self.result, place, value)
 
                 return Seq((
-                    Store(base, at, select(unseen, const(0, acc), new)),
+                    Store(base, at, self.softmax.base(new)),
                     Store(fade, at, faded),
                     Store(self.top, (y, r), new),
                     Store(self.sum, at, Load(self.sum, at, None) * Load(fade, at, None)),
@@ -547,10 +538,8 @@ class _Attention:
                 if self.parts > 1:
                     e = (g * _SIDE + x) * tile.lanes + lane
                     return Store(self.outs[0], (self.part, b, h, i, e), value)
-                value = value / Load(total, (y, r), None)
-                if attrs.zero_hidden:
-                    hidden = Load(self.top, (y, r), None).equal(const(-math.inf, acc))
-                    value = select(hidden, const(0, acc), value)
+                sums = Load(total, (y, r), None), Load(self.top, (y, r), None)
+                value = self.softmax.result(value, *sums)
                 at = (b, h, i, (g * _SIDE + x) * tile.lanes + lane)
                 place = tuple(at[a] for a in attrs.out_axes)
                 return Store(self.outs[0], place, value.astype(self.outs[0].dtype))
@@ -571,6 +560,14 @@ class _Attention:
         )
         fits = self.sizes.queries % self.query_tile == 0
         return [note if fits else If(i < self.sizes.queries, note) for note in notes]
+
+
+def _softmax(
+    attrs: AttentionAttrs, masks: Sequence[Any], sizes: _Sizes, tile: AttentionTile, acc: DType
+) -> OnlineSoftmax:
+    read = tuple(Mask(m.dtype, functools.partial(_broadcast, m)) for m in masks)
+    shape = (_SIDE * tile.rows, _SIDE * tile.columns)
+    return OnlineSoftmax(attrs, read, acc, sizes.queries, sizes.keys, shape)
 
 
 def _broadcast(mask: Buffer, index: Sequence[Expr]) -> Expr:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ... import te
 from ...dtype import DType
-from ...ir.expr import Binary, BinaryOp, Expr, Load, Var, as_expr, call, const, select
+from ...ir.expr import Binary, BinaryOp, Expr, Load, Var, as_expr, const, select
 from ...te.intrin import BufferView
 from ...tir.nodes import Buffer, For, ForKind, If, Scope, Seq, Stmt, Store
 from ...tir.passes.bind_threads import REDUCE_THREADS
@@ -225,7 +225,7 @@ class TensorCoreAttention:
 
     def _soften(self, first: Expr) -> list[Stmt]:
         """Weights exp(score - top); one row after the other, two keys for each lane."""
-        b, low, zero = self.buffers, const(-math.inf, self.acc), const(0, self.acc)
+        b, softmax = self.buffers, self.frame.softmax
 
         def find(y: Var) -> Callable[[Expr], Stmt]:
             def mask(x: Var, r: Expr, c: Expr) -> Stmt:
@@ -246,19 +246,19 @@ class TensorCoreAttention:
                 across = _across(BinaryOp.MAX, b["raised"], (y, const(0)),
                                  lambda x: Load(b["best"], best(x), None))  # fmt: skip
                 weigh = _lanes(lambda x: weights(x, r, raised, top))
-                note = Store(b["fade"], (y * _ROWS + r,), call("exp", top - _base(raised, low)))
+                note = Store(b["fade"], (y * _ROWS + r,), softmax.weight(top, softmax.base(raised)))
                 return Seq((masks, start, across, weigh, note, Store(b["top"], (y, r), raised)))
 
             def weights(x: Var, r: Expr, raised: Expr, top: Expr) -> Stmt:
                 at, total = (y, x, r), Load(b["sum"], (y, x, r), None)
                 base = Load(b["base"], (y, x, const(0)), None)
                 stores: list[Stmt] = [
-                    Store(b["base"], (y, x, const(0)), _base(raised, low)),
-                    Store(b["sum"], at, total * call("exp", top - base)),
+                    Store(b["base"], (y, x, const(0)), softmax.base(raised)),
+                    Store(b["sum"], at, total * softmax.weight(top, base)),
                 ]
                 for c in range(2):
                     own = (y, x, const(c))
-                    value = call("exp", Load(b["mine"], own, None) - base)
+                    value = softmax.weight(Load(b["mine"], own, None), base)
                     weight = Load(b["mine"], own, None)
                     target = (y * _ROWS + r, const(c * _LANES) + x)
                     stores += [
@@ -269,9 +269,6 @@ class TensorCoreAttention:
                 return Seq(tuple(stores))
 
             return row
-
-        def _base(top: Expr, low: Expr) -> Expr:
-            return select(top.equal(low), zero, top)
 
         return [self._warps(lambda y: unrolled("r", _ROWS, find(y)))]
 
@@ -337,12 +334,10 @@ class TensorCoreAttention:
 
             def one(r: Expr, i: Expr, step: Expr) -> Stmt:
                 e = step * _LANES + x
-                value = Load(b["results"], (y * _ROWS + r, e), None) / Load(
-                    b["total"], (y, r), None
-                )
-                if frame.attrs.zero_hidden:
-                    hidden = Load(b["top"], (y, r), None).equal(const(-math.inf, self.acc))
-                    value = select(hidden, const(0, self.acc), value)
+                value = frame.softmax.result(
+                    Load(b["results"], (y * _ROWS + r, e), None),
+                    Load(b["total"], (y, r), None), Load(b["top"], (y, r), None),
+                )  # fmt: skip
                 at = (batch, head, i, e)
                 out = frame.outs[0]
                 place = tuple(at[a] for a in frame.attrs.out_axes)

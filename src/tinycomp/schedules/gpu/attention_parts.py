@@ -6,29 +6,29 @@ import math
 from typing import Any
 
 from ... import te
-from ...ir.expr import Binary, BinaryOp, Expr, Load, as_int, call, const, select
-from ...ops.fused_attention import AttentionAttrs
+from ...ir.expr import Binary, BinaryOp, Expr, Load, as_int, const
 from ...te.tensor import Tensor
 from ...tir.nodes import Buffer, For, ForKind, If, Scope, Seq, Stmt, Store
 from ...types import TensorType
 from .loops import allocated, loop, threads
+from .online_softmax import OnlineSoftmax
 
 _THREADS = 128
 
 
-def combine_parts(values: Tensor, notes: Tensor, attrs: AttentionAttrs, out: TensorType) -> Tensor:
+def combine_parts(values: Tensor, notes: Tensor, softmax: OnlineSoftmax, out: TensorType) -> Tensor:
     """The result from `values` [parts, batch, heads, n, depth], weighted sums of the values that
     each part saw, and `notes` [parts, batch, heads, n, 2], its largest score and its sum of
     weights. The parts are added up in order, by one thread for each element.
     """
 
     def make(ins: list[Buffer], outs: list[Buffer]) -> Stmt:
-        return _combine(ins[0], ins[1], outs[0], attrs)
+        return _combine(ins[0], ins[1], outs[0], softmax)
 
     return te.extern(out.static_shape, [values, notes], make, "attention", out.dtype)
 
 
-def _combine(values: Buffer, notes: Buffer, out: Buffer, attrs: AttentionAttrs) -> Stmt:
+def _combine(values: Buffer, notes: Buffer, out: Buffer, softmax: OnlineSoftmax) -> Stmt:
     parts, *shape = (as_int(d) for d in values.shape)
     total, acc = math.prod(shape), values.dtype
     names = ("top", "sum", "weighted", "weight")
@@ -50,19 +50,16 @@ def _combine(values: Buffer, notes: Buffer, out: Buffer, attrs: AttentionAttrs) 
             return Store(top, own, Binary(BinaryOp.MAX, mine(top), note(part, 0)))
 
         def add(part: Expr) -> Stmt:
-            # nothing seen by anyone: exp(-inf - 0) is 0, -inf - -inf would be NaN
-            base = select(mine(top).equal(low), zero, mine(top))
+            share = softmax.weight(note(part, 0), softmax.base(mine(top)))
             value = Load(values, (part, *place), None)
             return Seq((
-                Store(weight, own, call("exp", note(part, 0) - base)),
+                Store(weight, own, share),
                 Store(weights, own, mine(weights) + mine(weight) * note(part, 1)),
                 Store(weighted, own, mine(weighted) + mine(weight) * value),
             ))  # fmt: skip
 
-        result = mine(weighted) / mine(weights)
-        if attrs.zero_hidden:
-            result = select(mine(top).equal(low), zero, result)
-        target = tuple(place[a] for a in attrs.out_axes)
+        result = softmax.result(mine(weighted), mine(weights), mine(top))
+        target = tuple(place[a] for a in softmax.attrs.out_axes)
         stmt = Seq((
             Store(top, own, low), Store(weights, own, zero), Store(weighted, own, zero),
             loop("part", parts, raise_top), loop("part", parts, add),

@@ -28,14 +28,10 @@ from dataclasses import dataclass
 
 from ...dtype import DType
 from ...ir.expr import BinaryOp as Op
-from ...ir.expr import Call, Expr, Load, Var, as_expr, binary, const
-from ...target import Target
-from ...tir.nodes import Buffer, For, ForKind, If, PrimFunc, Scope, Seq, Stmt, Store
-from ...tir.passes.simplify import simplify
-from ...tir.passes.vectorize import vectorize
-from ...tir.tile.layout import ROW_BYTES, Major, MatrixDescriptor, Swizzle, WgmmaShape, fragment_row
+from ...ir.expr import Expr, Var, as_expr, binary, const
+from ...tir.nodes import Buffer, For, If, Scope, Seq, Stmt
+from ...tir.tile.layout import ROW_BYTES, Major, MatrixDescriptor, Swizzle
 from ...tir.tile.nodes import (
-    Accumulator,
     Advance,
     Arrive,
     Barrier,
@@ -54,7 +50,6 @@ from ...tir.tile.nodes import (
     Role,
     SharedTile,
     TensorMap,
-    ThreadCode,
     TileProgram,
     TmaLoad,
     TmaStore,
@@ -65,14 +60,13 @@ from ...tir.tile.nodes import (
     WgmmaFence,
     WgmmaWait,
 )
+from .attention_fragments import ROWS, Place, SoftmaxFragments
 from .online_softmax import OnlineSoftmax
 
-ROWS = 64  # queries of a consumer
 GRAIN = 16  # keys, and elements of a head, of one wgmma
 _CHUNK = ROW_BYTES // 2  # elements of a head that lie side by side in shared memory
 _L2_BYTES = 30 << 20  # that keys and values of heads that are worked on at a time may take
 _ROLLED = {"unroll": 1}
-_PAIRS = Target("cuda", vector_bits=64)
 _REGISTERS = {1: (0, 0), 2: (40, 232)}  # of producer and consumers
 
 
@@ -181,6 +175,7 @@ class _Attention:
         self.block, self.rank = Var("block"), Var("rank")
         self.warpgroup, self.thread = Var("warpgroup"), Var("thread")
         self._declare(q.buffer.dtype)
+        self.rows = SoftmaxFragments(softmax, tile.keys, self.v_depth, q.buffer.dtype, self.thread)
 
     def _declare(self, dtype: DType) -> None:
         tile = self.tile
@@ -202,20 +197,6 @@ class _Attention:
         self.k_empty, self.v_empty = (
             Barrier(f"{x}_empty", tile.consumers, tile.stages) for x in "kv"
         )
-        acc = self.softmax.dtype
-
-        def registers(name: str, count: int, of: DType = acc) -> Buffer:
-            return Buffer(name, (const(count),), of, Scope.LOCAL)
-
-        shape, out_shape = WgmmaShape(tile.keys, dtype), WgmmaShape(self.v_depth, dtype)
-        self.scores = Accumulator(shape, 1, registers("scores", shape.registers))
-        self.values = Accumulator(out_shape, 1, registers("values", out_shape.registers))
-        self.weights = registers("weights", shape.registers, dtype)
-        # of the two rows of a thread; of each row, even and odd columns apart
-        self.top, self.raised, self.base, self.fade = (
-            registers(name, 2) for name in ("top", "raised", "base", "fade")
-        )
-        self.peak, self.total = registers("peak", 4), registers("total", 4)
 
     def program(self) -> TileProgram:
         staged = self.tile.staged
@@ -334,10 +315,10 @@ class _Attention:
         release_v = [Arrive(self.v_empty, free_v), Advance(free_v)]
         multiply, accumulate = self._multiply(read_q, read_k), self._accumulate(read_v)
         begin = [
-            self._code(self._clear()),
+            self.rows.clear(),
             Wait(self.q_full, read_q), Wait(self.k_full, read_k), WgmmaFence(), *multiply,
             WgmmaCommit(), Advance(read_k), WgmmaWait(0), *release_k,
-            *self._soften(work, work.tiles - 1, True), self._code(self._pack()),
+            *self._soften(work, work.tiles - 1, not self.softmax.whole), self.rows.pack(),
         ]  # fmt: skip
 
         def step(number: Expr, masked: bool) -> Stmt:
@@ -346,9 +327,9 @@ class _Attention:
                 Wait(self.k_full, read_k), Wait(self.v_full, read_v), *self._take_turn(),
                 WgmmaFence(), *multiply, WgmmaCommit(), *accumulate, WgmmaCommit(),
                 *self._give_turn(), Advance(read_k), Advance(read_v),
-                WgmmaWait(1, (self.scores,)), *release_k,
+                WgmmaWait(1, (self.rows.scores,)), *release_k,
                 *self._soften(work, number, masked),
-                WgmmaWait(0), *release_v, self._code(self._fade()), self._code(self._pack()),
+                WgmmaWait(0), *release_v, self.rows.fade_values(), self.rows.pack(),
             ))  # fmt: skip
 
         end = [
@@ -362,9 +343,12 @@ class _Attention:
         return Role(
             "consumer", 1, tile.consumers, self.warpgroup, self.thread,
             Seq((*first, body, *last, *done)), _REGISTERS[tile.consumers][1], False,
-            (read_q, read_k, read_v, free_k, free_v), (self.scores, self.values),
-            (self.weights, self.top, self.raised, self.base, self.fade, self.peak, self.total),
+            (read_q, read_k, read_v, free_k, free_v), (self.rows.scores, self.rows.values),
+            self.rows.arrays,
         )  # fmt: skip
+
+    def _soften(self, work: _Work, number: Expr, masked: bool) -> list[Stmt]:
+        return self.rows.soften(self._place(work), number * self.tile.keys, masked)
 
     def _loops(self, work: _Work, step: Callable[[Expr, bool], Stmt]) -> list[Stmt]:
         """The tiles of keys but the last, backwards: those that the diagonal crosses come first and
@@ -415,7 +399,7 @@ class _Attention:
                 Operand(self.q_tile, read_q, at_q, layout),
                 Operand(self.k_tile, read_k, at_k, layout),
             )
-            out.append(Wgmma(self.scores, 0, a, b, p > 0))
+            out.append(Wgmma(self.rows.scores, 0, a, b, p > 0))
         return out
 
     def _accumulate(self, read_v: Cursor) -> list[Stmt]:
@@ -424,204 +408,34 @@ class _Attention:
         layout = MatrixDescriptor(Major.MN, keys * ROW_BYTES, 8 * ROW_BYTES)
         return [
             Wgmma(
-                self.values, 0, Fragment(self.weights, p * GRAIN // 2),
+                self.rows.values, 0, Fragment(self.rows.weights, p * GRAIN // 2),
                 Operand(self.v_tile, read_v, const(p * GRAIN * ROW_BYTES), layout),
             )
             for p in range(keys // GRAIN)
         ]  # fmt: skip
 
-    # -- code of threads -----------------------------------------------------------------------
-    # A thread has two rows of the scores and values, and two neighbouring columns of every 8.
-
-    def _code(self, *stmts: Stmt) -> ThreadCode:
-        func = PrimFunc(self.name, (), 0, Seq(stmts))
-        return ThreadCode(simplify(vectorize(func, _PAIRS)).body)
-
-    def _clear(self) -> Stmt:
-        zero, low = const(0, self.softmax.dtype), const(-math.inf, self.softmax.dtype)
-        return Seq((
-            _each("r", self.values.shape.registers, lambda r: Store(self.values.buffer, (r,), zero)),
-            _each("i", 4, lambda i: Store(self.total, (i,), zero)),
-            _each("half", 2, lambda half: Store(self.top, (half,), low)),
-        ))  # fmt: skip
-
-    def _soften(self, work: _Work, number: Expr, masked: bool) -> list[Stmt]:
-        """The weights of a tile of keys in place of its scores."""
-        masks = [self._code(self._mask(work, number))]
-        needed = masked and not self.softmax.whole
-        return [*(masks if needed else []), self._code(self._raise(), self._weigh())]
-
-    def _mask(self, work: _Work, number: Expr) -> Stmt:
-        scores, softmax = self.scores.buffer, self.softmax
-        pairs = softmax.keys % 2 == 0
-
-        def one(group: Expr, half: Expr, lane: Expr) -> Stmt:
-            register = _register(group, half, lane)
-            i = work.row + self.warpgroup * ROWS + fragment_row(self.thread, half * 2)
-            j = number * self.tile.keys + group * 8 + self.thread % 4 * 2
-            place = (work.batch, work.head, i, j if pairs else j + lane)
-            score = softmax.score(_load(scores, register), place, lane if pairs else None)
-            return Store(scores, (register,), score)
-
-        return self._registers(self.tile.keys, one, ForKind.VECTORIZED if pairs else None)
-
-    def _registers(
-        self, columns: int, body: Callable[[Expr, Expr, Expr], Stmt],
-        lanes: ForKind | None = None,
-    ) -> Stmt:  # fmt: skip
-        """`body(group, half, lane)` for what a thread holds of a row of `columns`."""
-        group, half, lane = Var("group"), Var("half"), Var("lane")
-        stmt: Stmt = body(group, half, lane)
-        stmt = For(lane, const(0), const(2), stmt, lanes or ForKind.UNROLLED)
-        stmt = For(half, const(0), const(2), stmt, ForKind.UNROLLED)
-        return For(group, const(0), const(columns // 8), stmt, ForKind.UNROLLED)
-
-    def _raise(self) -> Stmt:
-        """The largest scores, also of the other three threads of a row."""
-        scores, peak, raised = self.scores.buffer, self.peak, self.raised
-
-        def start(i: Expr) -> Stmt:
-            return Store(peak, (i,), _load(scores, i))
-
-        def add(group: Expr, half: Expr, lane: Expr) -> Stmt:
-            at, score = half * 2 + lane, _load(scores, _register(group, half, lane))
-            return Store(peak, (at,), binary(Op.MAX, _load(peak, at), score))
-
-        def row(half: Expr) -> Stmt:
-            both = binary(Op.MAX, _load(peak, half * 2), _load(peak, half * 2 + 1))
-            first = Store(raised, (half,), binary(Op.MAX, both, _load(self.top, half)))
-            return Seq((first, *self._across(Op.MAX, raised, half)))
-
-        rest = self._registers(self.tile.keys, add)
-        return Seq((_each("i", 4, start), rest, _each("half", 2, row)))
-
-    def _across(self, op: Op, target: Buffer, at: Expr) -> list[Stmt]:
-        """Combine what the four threads of a row hold."""
-        value, dtype = _load(target, at), target.dtype
-        return [
-            Store(target, (at,), binary(op, value, Call("shuffle_xor", (value, const(n)), dtype)))
-            for n in (1, 2)
-        ]
-
-    def _weigh(self) -> Stmt:
-        softmax, scores = self.softmax, self.scores.buffer
-
-        def row(half: Expr) -> Stmt:
-            raised, base = _load(self.raised, half), _load(self.base, half)
-            fade = softmax.weight(_load(self.top, half), base)
-            return Seq((
-                Store(self.base, (half,), softmax.base(raised)), Store(self.fade, (half,), fade),
-                Store(self.top, (half,), raised),
-                _each("lane", 2, lambda lane: Store(
-                    self.total, (half * 2 + lane,),
-                    _load(self.total, half * 2 + lane) * _load(self.fade, half),
-                )),
-            ))  # fmt: skip
-
-        def one(group: Expr, half: Expr, lane: Expr) -> Stmt:
-            at, in_total = _register(group, half, lane), half * 2 + lane
-            weight = softmax.weight(_load(scores, at), _load(self.base, half))
-            total = _load(self.total, in_total) + _load(scores, at)
-            return Seq((Store(scores, (at,), weight), Store(self.total, (in_total,), total)))
-
-        return Seq((_each("half", 2, row), self._registers(self.tile.keys, one)))
-
-    def _fade(self) -> Stmt:
-        values = self.values.buffer
-
-        def one(group: Expr, half: Expr, lane: Expr) -> Stmt:
-            at = _register(group, half, lane)
-            return Store(values, (at,), _load(values, at) * _load(self.fade, half))
-
-        return self._registers(self.v_depth, one)
-
-    def _pack(self) -> Stmt:
-        """Weights as the left operand of the second product."""
-
-        def one(group: Expr, half: Expr, lane: Expr) -> Stmt:
-            at = _register(group, half, lane)
-            return Store(
-                self.weights, (at,), _load(self.scores.buffer, at).astype(self.weights.dtype)
-            )
-
-        return self._registers(self.tile.keys, one, ForKind.VECTORIZED)
-
     # -- results -------------------------------------------------------------------------------
 
     def _write(self, work: _Work) -> list[Stmt]:
-        row = work.row + self.warpgroup * ROWS
-        finish = self._code(_each("half", 2, self._finish_row))
+        place, rows = self._place(work), self.rows
         if not self.tile.staged:
-            return [finish, self._code(self._direct(work, row))]
+            return [rows.finish(), rows.to_memory(self.out.buffer, place)]
         chunks, meet = self.out.chunks, NamedBarrier(self.warpgroup + (1 + self.tile.consumers), 1)
+        first = self.warpgroup * chunks
         stores = [
             TmaStore(
-                self.maps["out"], self.out.at(work.batch, work.head, row, c), self.out_tile,
-                (self.warpgroup * chunks + c) * self.out_tile.nbytes,
+                self.maps["out"], self.out.at(*place, c), self.out_tile,
+                (first + c) * self.out_tile.nbytes,
             )
             for c in range(chunks)
         ]  # fmt: skip
         return [
-            finish, WaitStores(0), meet, self._code(self._to_shared()), FenceProxy(), meet,
-            *stores, CommitStores(),
+            rows.finish(), WaitStores(0), meet, rows.to_shared(self.out_tile, first), FenceProxy(),
+            meet, *stores, CommitStores(),
         ]  # fmt: skip
 
-    def _finish_row(self, half: Expr) -> Stmt:
-        """The sum of the weights of a row, and its inverse in place of `fade`."""
-        total, at, softmax = self.total, half * 2, self.softmax
-        both = _load(total, at) + _load(total, at + 1)
-        one = const(1, softmax.dtype)
-        return Seq((
-            Store(total, (at,), both), *self._across(Op.ADD, total, at),
-            Store(self.fade, (half,), one / _load(total, at)),
-        ))  # fmt: skip
-
-    def _result(self, register: Expr, half: Expr) -> Expr:
-        value = _load(self.values.buffer, register) * _load(self.fade, half)
-        value = self.softmax.unless_hidden(value, _load(self.top, half))
-        return value.astype(self.out.buffer.dtype)
-
-    def _to_shared(self) -> Stmt:
-        """The rows of a consumer, swizzled as TMA expects them."""
-        chunks, per_row = self.out.chunks, ROW_BYTES // 4  # pairs of 4 bytes, which stay aligned
-
-        def one(group: Expr, half: Expr, lane: Expr) -> Stmt:
-            row = fragment_row(self.thread, half * 2)
-            column = group % 8 * 8 + self.thread % 4 * 2
-            slot = self.warpgroup * chunks + group // 8
-            pair = binary(Op.BIT_XOR, column // 2, row % 8 * 4)
-            where = slot * (ROWS * per_row) + row * per_row + pair
-            value = self._result(_register(group, half, lane), half)
-            return Store(self.out_tile.buffer, (where * 2 + lane,), value)
-
-        return self._registers(self.v_depth, one, ForKind.VECTORIZED)
-
-    def _direct(self, work: _Work, first: Expr) -> Stmt:
-        """Each thread stores what it holds where it belongs."""
-        queries, axes = self.softmax.queries, self.softmax.attrs.out_axes
-
-        def one(group: Expr, half: Expr, lane: Expr) -> Stmt:
-            row = first + fragment_row(self.thread, half * 2)
-            at = (work.batch, work.head, row, group * 8 + self.thread % 4 * 2 + lane)
-            value = self._result(_register(group, half, lane), half)
-            store = Store(self.out.buffer, tuple(at[a] for a in axes), value)
-            fits = queries % self.tile.queries == 0
-            return store if fits else If(row < queries, store)
-
-        return self._registers(self.v_depth, one, ForKind.VECTORIZED)
-
-
-def _register(group: Expr, half: Expr, lane: Expr) -> Expr:
-    return group * 4 + half * 2 + lane
-
-
-def _load(buffer: Buffer, at: Expr) -> Expr:
-    return Load(buffer, (at,), None)
-
-
-def _each(name: str, count: int, body: Callable[[Expr], Stmt]) -> Stmt:
-    var = Var(name)
-    return For(var, const(0), const(count), body(var), ForKind.UNROLLED)
+    def _place(self, work: _Work) -> Place:
+        return (work.batch, work.head, work.row + self.warpgroup * ROWS)
 
 
 def _shared_tile(name: str, dtype: DType, nbytes: int, stages: int) -> SharedTile:

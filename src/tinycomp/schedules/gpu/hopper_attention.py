@@ -26,7 +26,8 @@ from ...tir.tile.layout import ROW_BYTES
 from ...tir.tile.verify import SHARED_LIMIT
 from ...types import TensorType
 from ..to_te import to_te
-from .attention_program import GRAIN, ROWS, AttentionTile, Heads, attention_program
+from .attention_fragments import ROWS
+from .attention_program import GRAIN, AttentionTile, Heads, attention_program
 from .online_softmax import Mask, OnlineSoftmax
 from .strides import address, coefficients
 
