@@ -36,7 +36,7 @@ from .online_softmax import Mask, OnlineSoftmax
 _SIDE = 16  # threads of a block in each direction
 _WIDE = 4  # elements of one access of shared memory
 _BUSY = 132  # blocks that give every multiprocessor of a large GPU work
-_TOGETHER = 2  # copies of a thread that are under way at a time
+_DEEP = 128  # elements of a head: more leave few registers
 _SHARED_BYTES = 96 * 1024  # of a block: two fit on a multiprocessor
 
 
@@ -326,10 +326,11 @@ class _Attention:
                 return Store(target, (row * line + d + lane,), value.astype(self.acc))
 
             steps = math.ceil(total / block)
-            if steps % _TOGETHER:
+            together = 2 if depth <= _DEEP else 1  # that are under way at a time
+            if steps % together:
                 return unrolled("step", steps, step)
-            return rolled("steps", steps // _TOGETHER, lambda outer: unrolled(
-                "step", _TOGETHER, lambda s: step(outer * _TOGETHER + s)
+            return rolled("steps", steps // together, lambda outer: unrolled(
+                "step", together, lambda s: step(outer * together + s)
             ))  # fmt: skip
 
         return threads(_SIDE, _SIDE, copy)
