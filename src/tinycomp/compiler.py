@@ -435,14 +435,16 @@ def assemble(
     from .codegen.entry import emit_entry
     from .codegen.llvm import compile_kernels
     from .codegen.threadpool import emit_threadpool
-    from .kernels import kernel_infos, kernel_precisions, specs
+    from .kernels import THREADS_MEET, kernel_infos, kernel_precisions, specs
     from .levels import kernels_text
     from .relay.constant_pool import ConstantPool
+    from .relay.passes.branches import Workers
     from .relay.passes.plan_memory import plan_memory
 
     pool = ConstantPool()
     threads = options.num_threads
-    plan = plan_memory(module.main, lambda b: kernels[_key(b)].planned(threads), pool, threads)
+    workers = Workers(threads, THREADS_MEET)
+    plan = plan_memory(module.main, lambda b: kernels[_key(b)].planned(threads), pool, workers)
     _check_memory(plan, options.memory_budget)
     target = options.target
     runtime = {

@@ -38,13 +38,14 @@ def function_bytes(function: Function) -> int:
 
 _CALL = 200  # cycles to call a kernel
 _BYTES_PER_CYCLE = 16  # of a core from its second cache
+_GHZ = 3.0
 
 
-def estimated_cycles(function: Function, target: Target) -> float:
-    """Cycles of one call on one core: two fused multiply-adds a cycle, or what its data takes."""
+def estimated_nanoseconds(function: Function, target: Target) -> float:
+    """Time of one call on one core: two fused multiply-adds a cycle, or what its data takes."""
     flops_per_cycle = 4 * target.lanes(DType.FLOAT32)
     computing = function_flops(function) / flops_per_cycle
-    return _CALL + max(computing, function_bytes(function) / _BYTES_PER_CYCLE)
+    return (_CALL + max(computing, function_bytes(function) / _BYTES_PER_CYCLE)) / _GHZ
 
 
 def function_precision(function: Function) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from .kernels import kernel_infos, kernel_name, kernel_precisions, primitive_fun
 from .levels import kernels_text
 from .relay.constant_pool import ConstantPool
 from .relay.nodes import Function, IRModule
+from .relay.passes.branches import ONE, Workers
 from .relay.passes.fuse_ops import label_of
 from .relay.passes.plan_memory import KernelInfo, plan_memory
 from .runtime.arrays import aligned_empty
@@ -30,6 +32,10 @@ from .schedules.gpu import PLAIN
 from .target import Target
 
 _PLAIN_NOTE = "plain schedule"  # in the source and the manifest
+_STREAMS = Workers(4, 3_000.0)  # of a GPU; branches of a graph meet in about a microsecond each
+_ROOM = 66  # blocks: half of the multiprocessors of an H100
+_LAUNCH = 2_000.0  # nanoseconds of a small kernel in a graph, from its start to that of the next
+_FLOPS_PER_NANOSECOND = 10_000  # of a kernel that fills half a GPU, without tensor cores
 _WORKERS = 2  # NVRTC runs beside the generation of the next kernels
 
 
@@ -48,7 +54,13 @@ class CompiledCudaKernel:
     def planned(self) -> KernelInfo:
         """What the memory planner needs to know."""
         can_fail = any(launch.can_fail for launch in self.launches)
-        return KernelInfo(self.name, self.workspace_bytes, can_fail)
+        return KernelInfo(self.name, self.workspace_bytes, can_fail, self.nanoseconds())
+
+    def nanoseconds(self) -> float | None:
+        """Estimated time; None for a kernel whose blocks leave no room for another's."""
+        if any(math.prod(launch.grid) > _ROOM for launch in self.launches):
+            return None
+        return _LAUNCH * len(self.launches) + self.flops / _FLOPS_PER_NANOSECOND
 
     def to_bytes(self) -> bytes:
         head = json.dumps(
@@ -160,6 +172,7 @@ def assemble_cuda(
         module.main,
         lambda b: kernels[b.value.op.attrs["key"]].planned(),  # type: ignore[union-attr]
         pool,
+        ONE if target.programmatic else _STREAMS,  # streams that meet wait for whole kernels
     )
     constants = aligned_empty((pool.nbytes,), np.dtype(np.uint8))
     pool.write_into(constants)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from .codegen.llvm import KernelIR, emit_kernel
 from .codegen.llvm import compile_kernels as compile_llvm
-from .cost import estimated_cycles, function_flops, function_precision
+from .cost import estimated_nanoseconds, function_flops, function_precision
 from .extension import NO_EXTENSION, Extension
 from .relay.nodes import Call, Function, all_functions
 from .relay.passes.plan_memory import KernelInfo
@@ -20,6 +20,9 @@ from .runtime.artifact import ValueSpec
 from .runtime.cache import Cache, content_key, source_digest
 from .schedules import build_kernel
 from .target import Target
+
+THREADS_MEET = 5_000.0
+"""Nanoseconds in which threads wake and meet again."""
 
 
 class KernelOptions(Protocol):
@@ -37,7 +40,7 @@ class CompiledKernel:
     """Object code of a kernel and what its caller must provide; see `codegen.llvm.KernelIR`.
 
     Attributes:
-        cycles: estimated, on one thread; None if the kernel uses several.
+        nanoseconds: estimated, on one thread; None if the kernel uses several.
     """
 
     name: str
@@ -45,26 +48,28 @@ class CompiledKernel:
     workspace_bytes_per_thread: int
     can_fail: bool
     flops: int
-    cycles: float | None
+    nanoseconds: float | None
     object_code: bytes
 
     def planned(self, num_threads: int) -> KernelInfo:
         """What the memory planner needs to know."""
         workspace = self.workspace_bytes + num_threads * self.workspace_bytes_per_thread
-        return KernelInfo(self.name, workspace, self.can_fail, self.cycles)
+        return KernelInfo(self.name, workspace, self.can_fail, self.nanoseconds)
 
     def to_bytes(self) -> bytes:
         head = json.dumps(
             [self.name, self.workspace_bytes, self.workspace_bytes_per_thread, self.can_fail,
-             self.flops, self.cycles]
+             self.flops, self.nanoseconds]
         ).encode()  # fmt: skip
         return len(head).to_bytes(4, "little") + head + self.object_code
 
     @staticmethod
     def from_bytes(data: bytes) -> CompiledKernel:
         size = int.from_bytes(data[:4], "little")
-        name, shared, per_thread, can_fail, flops, cycles = json.loads(data[4 : 4 + size])
-        return CompiledKernel(name, shared, per_thread, can_fail, flops, cycles, data[4 + size :])
+        name, shared, per_thread, can_fail, flops, nanoseconds = json.loads(data[4 : 4 + size])
+        return CompiledKernel(
+            name, shared, per_thread, can_fail, flops, nanoseconds, data[4 + size :]
+        )
 
 
 def primitive_functions(main: Function) -> dict[str, Function]:
@@ -130,7 +135,7 @@ def _finish(
         ir.workspace_bytes_per_thread,
         ir.can_fail,
         function_flops(function),
-        None if ir.is_threaded else estimated_cycles(function, target),
+        None if ir.is_threaded else estimated_nanoseconds(function, target),
         compile_llvm([ir.llvm_text], target),
     )
     cache.put(entry, kernel.to_bytes())

@@ -82,6 +82,32 @@ class _Event:
     position: int = 0  # in that stream
     timing: bool = False
     time: float = 0.0
+    captured: tuple[_Graph, frozenset[int]] | None = None  # nodes, if recorded in a capture
+
+
+@dataclass(eq=False)
+class _Graph:
+    """Work and what must be done before it.
+
+    Attributes:
+        ends: of each stream that takes part in the capture, the nodes that its next one needs.
+    """
+
+    nodes: list[tuple[Work, frozenset[int]]] = field(default_factory=list)
+    ends: dict[int, frozenset[int]] = field(default_factory=dict)
+
+    def add(self, stream: int, work: Work) -> None:
+        self.nodes.append((work, self.ends[stream]))
+        self.ends[stream] = frozenset({len(self.nodes) - 1})
+
+    def before(self, nodes: frozenset[int]) -> set[int]:
+        """These nodes and all that they need."""
+        found, stack = set(nodes), list(nodes)
+        while stack:
+            new = self.nodes[stack.pop()][1] - found
+            found |= new
+            stack += new
+        return found
 
 
 class FakeDriver:
@@ -118,8 +144,8 @@ class FakeDriver:
         self._functions: dict[int, _Kernel] = {}
         self._streams: dict[int, _Stream] = {0: _Stream()}
         self._events: dict[int, _Event] = {}
-        self._graphs: dict[int, list[Work]] = {}
-        self._capturing: dict[int, list[Work]] = {}
+        self._graphs: dict[int, _Graph] = {}
+        self._capturing: dict[int, _Graph] = {}  # by the streams that take part
         self._clock = itertools.count(1)
         self.launches = self.graph_launches = self.captures = self.synchronizations = 0
         self.programmatic = 0
@@ -237,12 +263,23 @@ class FakeDriver:
         def mark() -> None:
             found.time = next(self._clock)
 
+        graph = self._capturing.get(stream)
+        if graph is not None:
+            found.captured = graph, graph.ends[stream]
+            return
         self._give("cuEventRecord", stream, mark)
-        if stream not in self._capturing:
-            found.stream, found.position = stream, len(self._streams[stream].work)
+        found.captured = None
+        found.stream, found.position = stream, len(self._streams[stream].work)
 
     def wait(self, stream: int, event: int) -> None:
         found = self._events[event]
+        if found.captured is not None:  # the stream takes part in the capture from here on
+            graph, nodes = found.captured
+            if graph not in self._capturing.values():
+                raise refuse("cuStreamWaitEvent", "CUDA_ERROR_CAPTURED_EVENT", 907)
+            self._capturing[stream] = graph
+            graph.ends[stream] = graph.ends.get(stream, frozenset()) | nodes
+            return
         other, position = found.stream, found.position
         self._give("cuStreamWaitEvent", stream, lambda: self._drain(other, position))
 
@@ -278,8 +315,9 @@ class FakeDriver:
     def _give(self, call: str, stream: int, work: Work) -> None:
         self._check(call)
         with self._lock:
-            if stream in self._capturing:
-                self._capturing[stream].append(work)
+            graph = self._capturing.get(stream)
+            if graph is not None:
+                graph.add(stream, work)
             elif stream in self._streams:
                 self._streams[stream].work.append(work)
             else:
@@ -362,21 +400,31 @@ class FakeDriver:
     def capture(self, stream: int) -> Iterator[Capture]:
         if stream == 0:
             raise refuse("cuStreamBeginCapture", "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", 900)
-        captured = Capture()
-        self._capturing[stream] = []
+        captured, graph = Capture(), _Graph(ends={stream: frozenset()})
+        self._capturing[stream] = graph
         self._current.capturing = True
         try:
             yield captured
         finally:
             self._current.capturing = False
-            work = self._capturing.pop(stream)
+            for one in graph.ends:
+                del self._capturing[one]
+        if len(graph.before(graph.ends[stream])) < len(graph.nodes):
+            raise refuse("cuStreamEndCapture", "CUDA_ERROR_STREAM_CAPTURE_UNJOINED", 904)
         self.captures += 1
-        captured.graph = self._new(self._graphs, work)
+        captured.graph = self._new(self._graphs, graph)
 
     def launch_graph(self, graph: int, stream: int) -> None:
         self.graph_launches += 1
-        for work in self._graphs[graph]:
+        for work in self._in_some_order(self._graphs[graph]):
             self._give("cuGraphLaunch", stream, work)
+
+    def _in_some_order(self, graph: _Graph) -> Iterator[Work]:
+        """The nodes of a graph as they may happen to run."""
+        left = dict(enumerate(graph.nodes))
+        while left:
+            ready = [i for i, (_, needs) in left.items() if not needs & left.keys()]
+            yield left.pop(self._random.choice(ready))[0]
 
     def free_graph(self, graph: int) -> None:
         del self._graphs[graph]

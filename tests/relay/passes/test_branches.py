@@ -8,9 +8,14 @@ from hypothesis import strategies as st
 from tinycomp.ops import default_ops
 from tinycomp.relay.builder import Builder
 from tinycomp.relay.nodes import Binding, Function
-from tinycomp.relay.passes.branches import LEAST_GAIN, Section, find_branches
+from tinycomp.relay.passes.branches import Section, Workers, find_branches
 
 OPS = default_ops()
+LEAST_GAIN = 5_000
+
+
+def workers(count: int) -> Workers:
+    return Workers(count, LEAST_GAIN)
 
 
 def chains(*lengths: int) -> Function:
@@ -33,25 +38,25 @@ def sections(items) -> list[list[int]]:
 
 
 def test_chains_are_shared_out_among_threads():
-    cycles = LEAST_GAIN / 4
-    assert sections(find_branches(chains(8, 8), lambda _: cycles, 2)) == [[8, 8]]
-    assert sections(find_branches(chains(8, 8, 8), lambda _: cycles, 3)) == [[8, 8, 8]]
-    assert sections(find_branches(chains(9, 4, 5), lambda _: cycles, 2)) == [[9, 9]]
+    time = LEAST_GAIN / 4
+    assert sections(find_branches(chains(8, 8), lambda _: time, workers(2))) == [[8, 8]]
+    assert sections(find_branches(chains(8, 8, 8), lambda _: time, workers(3))) == [[8, 8, 8]]
+    assert sections(find_branches(chains(9, 4, 5), lambda _: time, workers(2))) == [[9, 9]]
 
 
 def test_what_saves_little_stays_in_order():
     function = chains(3, 3)
-    cycles = LEAST_GAIN / 4
-    assert find_branches(function, lambda _: cycles, 2) is function.bindings
-    assert find_branches(function, lambda _: LEAST_GAIN, 1) is function.bindings
-    assert find_branches(function, lambda _: None, 2) is function.bindings
+    time = LEAST_GAIN / 4
+    assert find_branches(function, lambda _: time, workers(2)) is function.bindings
+    assert find_branches(function, lambda _: LEAST_GAIN, workers(1)) is function.bindings
+    assert find_branches(function, lambda _: None, workers(2)) is function.bindings
 
 
 def test_what_runs_alone_goes_ahead_of_branches():
     """The second chain begins with a large kernel, which must not cut the first one."""
     function = chains(8, 8)
     alone = function.bindings[8]
-    items = find_branches(function, lambda b: None if b is alone else LEAST_GAIN / 4, 2)
+    items = find_branches(function, lambda b: None if b is alone else LEAST_GAIN / 4, workers(2))
     assert items[0] is alone
     assert sections(items) == [[8, 7]]
 
@@ -65,9 +70,9 @@ def test_random_functions(data):
     for _ in range(data.draw(st.integers(1, 40))):
         x, y = (values[data.draw(st.integers(0, len(values) - 1))] for _ in range(2))
         values.append(b.call("add", x, y))
-        work[values[-1]] = data.draw(st.sampled_from([None, 0.0, 5e3, 1e4, 3e4]))
+        work[values[-1]] = data.draw(st.sampled_from([None, 0.0, 2e3, 4e3, 1e4]))
     function = b.finish(values[-1])
-    items = find_branches(function, lambda b: work[b.var], data.draw(st.integers(1, 4)))
+    items = find_branches(function, lambda b: work[b.var], workers(data.draw(st.integers(1, 4))))
     done = set(function.params)
     for item in items:
         branches = item.branches if isinstance(item, Section) else ((item,),)

@@ -17,8 +17,10 @@ from tinycomp.relay.constant_pool import ConstantPool
 from tinycomp.relay.interpreter import evaluate
 from tinycomp.relay.nodes import Binding, Call, Function, IRModule
 from tinycomp.relay.pass_infra import PassContext
+from tinycomp.relay.passes.arena import Storage, assign_offsets
+from tinycomp.relay.passes.branches import Workers
 from tinycomp.relay.passes.fuse_ops import FuseOps
-from tinycomp.relay.passes.plan_memory import KernelInfo, Storage, assign_offsets, plan_memory
+from tinycomp.relay.passes.plan_memory import KernelInfo, plan_memory
 from tinycomp.relay.plan import (
     Branch,
     BufferRef,
@@ -41,14 +43,16 @@ class Simulator:
         self.workspace = workspace
         self.constants = ConstantPool()
         self.random = random.Random(seed)
-        self.plan: ExecutionPlan = plan_memory(main, self.kernel_of, self.constants, threads)
+        self.plan: ExecutionPlan = plan_memory(
+            main, self.kernel_of, self.constants, Workers(threads, 5e3)
+        )
 
     def kernel_of(self, binding: Binding) -> KernelInfo:
         assert isinstance(binding.value, Call)
         assert isinstance(binding.value.op, Function)
         name = f"k_{binding.value.op.attrs['key']}"
         self.kernels[name] = binding.value.op
-        return KernelInfo(name, self.workspace, cycles=1e5)
+        return KernelInfo(name, self.workspace, nanoseconds=1e5)
 
     def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         plan = self.plan
@@ -195,6 +199,7 @@ def test_branches_have_memory_of_their_own():
     assert [len(s.branches) for s in plan.steps if isinstance(s, Parallel)] == [2]
     for seed in range(20):
         check(function, workspace=100, seed=seed, threads=2)
+    assert plan.arena_bytes == 2 * 3 * 128  # each chain needs two buffers and one for its result
 
 
 def test_constants_are_shared_by_identity():

@@ -11,6 +11,7 @@ from tinycomp.compiler import compile_with
 from tinycomp.config import Config
 from tinycomp.diagnostics import ExecutionError, InputError, MemoryBudgetError, TinycompError
 from tinycomp.precision import Precision
+from tinycomp.relay.plan import Parallel
 from tinycomp.runtime.compare import compare
 from tinycomp.runtime.cuda.arrays import CupyArrays, stream_handle
 from tinycomp.runtime.cuda.module import CudaModule
@@ -31,6 +32,21 @@ BRANCH = """g (float[3] x, bool c) => (float[3] y) {
 LOOP = """g (float[3] x, int64 n) => (float[3] y) <bool yes = {1}> {
     y = Loop (n, yes, x) <body = b (int64 k, bool c, float[3] v) => (bool d, float[3] w)
         { d = Identity(c) w = Add(v, v) }> }"""
+
+
+def fork(chains=3, links=4):
+    """Chains of kernels that begin at x and meet again, with reductions between kernels."""
+    lines = []
+    for c in range(chains):
+        lines.append(f"v{c}_0 = Mul(x, y{c})")
+        for i in range(links):
+            lines.append(f"m{c}_{i} = ReduceMax<keepdims = 1>(v{c}_{i}, a)")
+            lines.append(f"v{c}_{i + 1} = Sub(x, m{c}_{i})")
+    lines.append(f"z = Sum({', '.join(f'v{c}_{links}' for c in range(chains))})")
+    inputs = ", ".join(["float[6, 4] x", *(f"float[4] y{c}" for c in range(chains))])
+    return f"g ({inputs}) => (float[6, 4] z) <int64[1] a = {{0}}> {{ {' '.join(lines)} }}"
+
+
 SUM = "g (float[n, 3] x) => (float[n, 3] y) { e = Exp(x) y = Add(e, x) }"
 
 
@@ -69,6 +85,28 @@ def check(got, expected, read=np.asarray):
 
 def read(array):
     return array.get()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_branches_of_a_graph(device, seed):
+    """Chains on streams of their own; the order in which their kernels run does not matter."""
+    module, driver = device(fork(), seed=seed)
+    (parallel,) = [s for s in module.plan.plan.steps if isinstance(s, Parallel)]
+    assert len(parallel.branches) == 3
+    for call in range(3):
+        x, _ = data(call)
+        ys = np.random.default_rng(call).standard_normal((3, 4)).astype("f4")
+        expected = 0
+        for y in ys:
+            v = x * y
+            for _ in range(4):
+                v = x - v.max(0, keepdims=True)
+            expected = expected + v
+        inputs = {"x": x, **{f"y{c}": y for c, y in enumerate(ys)}}
+        check(module.run(inputs), {"z": expected})
+    assert driver.captures == 1
+    names = {row.kernel.name for row in module.profile(inputs, repeat=1).rows}
+    assert len(names) > 1
 
 
 def test_arrays_on_the_host(device):
@@ -473,3 +511,16 @@ def test_without_a_driver_or_cupy(config):
         module.run({"x": x, "y": y})
     with pytest.raises(TinycompError, match="need CuPy, which is not installed"):
         CupyArrays().empty((1,), "f4", 0)
+
+
+def test_the_device_checks_captures():
+    driver = FakeDriver()
+    driver.use()
+    main, side = driver.new_stream(), driver.new_stream()
+    event, memory = driver.new_event(), driver.allocate(64)
+    with pytest.raises(TinycompError, match="UNJOINED"), driver.capture(main):
+        driver.record(event, main)
+        driver.wait(side, event)
+        driver.clear(memory, 64, side)
+    with pytest.raises(TinycompError, match="CAPTURED_EVENT"):
+        driver.wait(main, event)

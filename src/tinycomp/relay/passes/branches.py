@@ -1,8 +1,8 @@
-"""Which kernels of a function run beside each other, each of a group of branches on one thread.
+"""Which kernels of a function run beside each other: branches, each done by one worker.
 
-Large kernels use all threads one after the other. Small ones are not worth waking threads for; but
+Large kernels use the whole machine one after the other. Small ones are not worth dividing; but
 where a function parts into chains that do not need each other (the two directions of a recurrent
-layer, the heads of a detector), the chains are: threads meet once for all kernels of a chain. This
+layer, the heads of a detector), the chains are: workers meet once for all kernels of a chain. This
 is list scheduling (Graham, "Bounds on multiprocessing timing anomalies", 1969) of whole chains.
 """
 
@@ -15,11 +15,24 @@ from dataclasses import dataclass
 from ..nodes import Binding, Function
 
 Work = Callable[[Binding], float | None]
-"""Estimated cycles of a binding on one thread; 0 for what costs nothing. None for one that has to
-run alone: it uses all threads, may fail, or holds other functions."""
+"""Estimated nanoseconds of a binding on one worker; 0 for what costs nothing. None for one that has
+to run alone: it uses the whole machine, may fail, or holds other functions."""
 
-LEAST_GAIN = 15_000
-"""Cycles that branches must save: threads wake and meet in a few microseconds."""
+
+@dataclass(frozen=True)
+class Workers:
+    """Threads of a CPU, or streams of a GPU.
+
+    Attributes:
+        count: how many there are.
+        least_gain: nanoseconds that branches must save, since workers have to meet.
+    """
+
+    count: int
+    least_gain: float
+
+
+ONE = Workers(1, 0.0)
 
 
 @dataclass(frozen=True)
@@ -32,14 +45,14 @@ class Section:
 Item = Binding | Section
 
 
-def find_branches(function: Function, work: Work, num_threads: int) -> Sequence[Item]:
+def find_branches(function: Function, work: Work, workers: Workers) -> Sequence[Item]:
     """The bindings in an order that respects their needs, some of them in sections.
 
-    Where no section saves LEAST_GAIN, this is `function.bindings`.
+    Where no section saves `least_gain`, this is `function.bindings`.
     """
-    if num_threads < 2:
+    if workers.count < 2:
         return function.bindings
-    search = _Search(function, work, num_threads)
+    search = _Search(function, work, workers)
     items = search.run()
     return items if search.has_sections else function.bindings
 
@@ -48,8 +61,8 @@ class _Search:
     """Kahn's topological sort. What must run alone or costs nothing goes first, so that as much as
     possible of the rest is ready at once and can be divided."""
 
-    def __init__(self, function: Function, work: Work, num_threads: int) -> None:
-        self.bindings, self.num_threads = function.bindings, num_threads
+    def __init__(self, function: Function, work: Work, workers: Workers) -> None:
+        self.bindings, self.workers = function.bindings, workers
         self.work = [work(b) for b in self.bindings]
         maker = {b.var: i for i, b in enumerate(self.bindings)}
         self.sources = [sorted({maker[a] for a in b.args if a in maker}) for b in self.bindings]
@@ -94,7 +107,7 @@ class _Search:
         branches = self._packed(self._chains())
         saved = sum(load for load, _ in branches) - max(load for load, _ in branches)
         ready, self.small = sorted(self.small), []
-        if saved < LEAST_GAIN:
+        if saved < self.workers.least_gain:
             for index in ready:
                 self._emit(index)
             return
@@ -132,12 +145,11 @@ class _Search:
         return chains
 
     def _packed(self, chains: list[list[int]]) -> list[tuple[float, list[int]]]:
-        """Chains shared out among threads: the longest first, each to the one with least to do."""
+        """Chains shared out among workers: the longest first, each to the one with least to do."""
         loads = [(sum(self.work[i] or 0.0 for i in chain), chain) for chain in chains]
-        threads: list[tuple[float, int, list[int]]] = [
-            (0.0, t, []) for t in range(self.num_threads)
-        ]
+        workers: list[tuple[float, int, list[int]]]
+        workers = [(0.0, number, []) for number in range(self.workers.count)]
         for load, chain in sorted(loads, key=lambda pair: (-pair[0], pair[1][0])):
-            total, number, members = heapq.heappop(threads)
-            heapq.heappush(threads, (total + load, number, members + chain))
-        return [(load, members) for load, _, members in sorted(threads, key=lambda t: t[1])]
+            total, number, members = heapq.heappop(workers)
+            heapq.heappush(workers, (total + load, number, members + chain))
+        return [(load, members) for load, _, members in sorted(workers, key=lambda w: w[1])]

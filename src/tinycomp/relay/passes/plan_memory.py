@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from ...diagnostics import NO_SPAN, InternalError, Span, UnsupportedModel
 from ...types import TensorType, Type
 from ..constant_pool import ConstantPool, align
@@ -28,7 +26,8 @@ from ..plan import (
     Step,
 )
 from ..views import is_whole_view, view_offset
-from .branches import Section, find_branches
+from .arena import BranchMemory, Period, Storage, lay_out
+from .branches import ONE, Section, Workers, find_branches
 from .fuse_ops import label_of
 
 
@@ -37,24 +36,24 @@ class KernelInfo:
     """What the planner must know of a kernel.
 
     Attributes:
-        cycles: estimated, on one thread; None if it uses several threads itself.
+        nanoseconds: estimated, on one worker; None if it uses the whole machine.
     """
 
     name: str
     workspace_bytes: int = 0
     can_fail: bool = False
-    cycles: float | None = None
+    nanoseconds: float | None = None
 
 
 KernelOf = Callable[[Binding], KernelInfo]
 
 
 def plan_memory(
-    main: Function, kernel_of: KernelOf, constants: ConstantPool, num_threads: int = 1
+    main: Function, kernel_of: KernelOf, constants: ConstantPool, workers: Workers = ONE
 ) -> ExecutionPlan:
     """The execution plan of a fused function; its constants are added to `constants`.
 
-    With several threads, chains of small kernels that do not need each other become branches of
+    With several workers, chains of small kernels that do not need each other become branches of
     a `Parallel` step (`branches.find_branches`).
 
     A view outside a kernel (a reshape, rows of a matrix) is an alias. Results are written straight
@@ -64,10 +63,10 @@ def plan_memory(
     Raises:
         UnsupportedModel: a value's shape is not static.
     """
-    planner = _Planner(kernel_of, constants, num_threads, None)
+    planner = _Planner(kernel_of, constants, workers, None)
     planner.run(main)
-    offsets, arena_bytes = assign_offsets(planner.storages)
-    planner = _Planner(kernel_of, constants, num_threads, offsets)
+    offsets, arena_bytes = lay_out(planner.storages)
+    planner = _Planner(kernel_of, constants, workers, offsets)
     steps = planner.run(main)
     return ExecutionPlan(
         steps=tuple(steps),
@@ -91,46 +90,6 @@ def leaf_types(type_: Type) -> list[TensorType]:
     return leaves
 
 
-@dataclass
-class Storage:
-    """A piece of the arena, in use from step `start` to step `end`, both included."""
-
-    nbytes: int
-    start: int
-    end: int
-
-
-def assign_offsets(storages: Sequence[Storage]) -> tuple[list[int], int]:
-    """Byte offsets, and the bytes of the arena: largest first, each into the smallest gap it fits.
-
-    >>> assign_offsets([Storage(64, 0, 1), Storage(128, 1, 2), Storage(64, 2, 3)])
-    ([128, 0, 128], 192)
-    """
-    count = len(storages)
-    starts = np.array([s.start for s in storages], np.int64)
-    ends = np.array([s.end for s in storages], np.int64)
-    sizes = np.array([align(s.nbytes) for s in storages], np.int64)
-    offsets = np.zeros(count, np.int64)
-    placed = np.zeros(count, bool)
-    for i in sorted(range(count), key=lambda i: (-sizes[i], starts[i])):
-        near = np.flatnonzero(placed & (starts <= ends[i]) & (starts[i] <= ends) & (sizes > 0))
-        near = near[np.argsort(offsets[near], kind="stable")]
-        offsets[i] = _smallest_gap(offsets[near], sizes[near], int(sizes[i]))
-        placed[i] = True
-    return offsets.tolist(), int((offsets + sizes).max(initial=0))
-
-
-def _smallest_gap(offsets: np.ndarray, sizes: np.ndarray, need: int) -> int:
-    """The start of the smallest gap of at least `need` bytes between blocks, else their end."""
-    tops = np.maximum.accumulate(offsets + sizes)
-    befores = np.concatenate([[0], tops[:-1]]) if len(tops) else tops
-    gaps = offsets - befores
-    fitting = np.flatnonzero(gaps >= need)
-    if len(fitting):
-        return int(befores[fitting[np.argmin(gaps[fitting])]])
-    return int(tops[-1]) if len(tops) else 0
-
-
 @dataclass(frozen=True, eq=False)
 class _Place:
     """Where a tensor is; `storage` numbers a piece of the arena, None is caller's or constant."""
@@ -151,11 +110,11 @@ class _Planner:
         self,
         kernel_of: KernelOf,
         constants: ConstantPool,
-        num_threads: int,
+        workers: Workers,
         offsets: Sequence[int] | None,
     ) -> None:
         self.kernel_of, self.constants, self.offsets = kernel_of, constants, offsets
-        self.num_threads = num_threads
+        self.workers = workers
         self.storages: list[Storage] = []
         self.time = 0
 
@@ -212,7 +171,7 @@ class _Planner:
         env: dict[Atom, _Places] = dict(zip(function.params, args, strict=True))
         wanted = _direct_targets(function, targets)
         steps: list[Step] = []
-        for item in find_branches(function, self._work, self.num_threads):
+        for item in find_branches(function, self._work, self.workers):
             if isinstance(item, Section):
                 steps.append(self._section(item, env, wanted))
             else:
@@ -260,18 +219,24 @@ class _Planner:
         env: dict[Atom, _Places],
         wanted: Mapping[tuple[Var, int], _Place],
     ) -> Parallel:
-        """Steps of branches; what one of them uses is in use while any of them runs."""
+        """Steps of branches; what they share is in use while any of them runs."""
         self.time += 1
-        begin, branches = self.time, []
+        period, older = Period(self.time, self.time), len(self.storages)
+        branches = []
         for bindings in section.branches:
             steps: list[Step] = []
+            first = len(self.storages)
             for binding in bindings:
                 for _ in self._binding(binding, env, wanted, steps):
                     raise InternalError("a function inside a branch")
+            branch = BranchMemory(period)
+            for storage in self.storages[first:]:
+                storage.branch = branch
             branches.append(tuple(steps))
-        for storage in self.storages:
-            if storage.end >= begin:
-                storage.start, storage.end = min(storage.start, begin), self.time
+        period.end = self.time
+        for storage in self.storages[:older]:  # what one branch reads may be read at any time
+            if storage.end >= period.start:
+                storage.end = period.end
         return Parallel(tuple(branches))
 
     def _work(self, binding: Binding) -> float | None:
@@ -282,7 +247,7 @@ class _Planner:
         if not isinstance(value, Call):
             return None
         info = self.kernel_of(binding)
-        return None if info.can_fail else info.cycles
+        return None if info.can_fail else info.nanoseconds
 
     def _places(self, atom: Atom, env: dict[Atom, _Places]) -> _Places:
         if isinstance(atom, Constant):

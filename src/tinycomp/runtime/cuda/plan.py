@@ -12,7 +12,17 @@ from ...codegen.cuda.limits import Launch, TensorMapSpec
 from ...codegen.cuda.nvrtc import Resources
 from ...diagnostics import Span
 from ...dtype import DType
-from ...relay.plan import Branch, BufferRef, Copy, ExecutionPlan, KernelCall, Repeat, Space, Step
+from ...relay.plan import (
+    Branch,
+    BufferRef,
+    Copy,
+    ExecutionPlan,
+    KernelCall,
+    Parallel,
+    Repeat,
+    Space,
+    Step,
+)
 from ...types import TensorType
 
 
@@ -117,6 +127,9 @@ def _steps_json(steps: tuple[Step, ...]) -> list[Any]:
             parts = step.condition_steps, step.body_steps
             out.append(["repeat", _ref_json(step.condition), *map(len, parts)])
             work.extend(reversed(parts[0] + parts[1]))
+        elif isinstance(step, Parallel):
+            out.append(["parallel", *map(len, step.branches)])
+            work.extend(reversed([s for branch in step.branches for s in branch]))
     return out
 
 
@@ -133,6 +146,9 @@ def _steps(items: list[Any]) -> tuple[Step, ...]:
             )
         elif kind == "copy":
             stack.append(Copy(_ref(item[1]), _ref(item[2])))
+        elif kind == "parallel":
+            branches = tuple(tuple(stack.pop() for _ in range(count)) for count in item[1:])
+            stack.append(Parallel(branches))
         else:
             first = tuple(stack.pop() for _ in range(item[2]))
             second = tuple(stack.pop() for _ in range(item[3]))

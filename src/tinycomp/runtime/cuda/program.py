@@ -20,7 +20,17 @@ import numpy as np
 from ...codegen.cuda.limits import PORTABLE_CLUSTER, Launch
 from ...diagnostics import ExecutionError, MemoryBudgetError, Span, TinycompError
 from ...relay.constant_pool import align
-from ...relay.plan import Branch, BufferRef, Copy, KernelCall, Repeat, Space, Step, all_steps
+from ...relay.plan import (
+    Branch,
+    BufferRef,
+    Copy,
+    KernelCall,
+    Parallel,
+    Repeat,
+    Space,
+    Step,
+    all_steps,
+)
 from ..artifact import Artifact
 from .arrays import DeviceArray
 from .driver import Driver
@@ -132,7 +142,8 @@ class Frame:
         self._offset = {address: address - places[1] for address in (*places[1:-1],)}
         self._staging = driver.allocate_host(places[-1] - places[1])
         self.stream = driver.new_stream()
-        self._done, self._ready = driver.new_event(), driver.new_event()
+        self._done, self._ready, self._forked = (driver.new_event() for _ in range(3))
+        self._sides: list[tuple[int, int]] = []  # streams of branches, events at their ends
         self._last: int | None = None  # the stream of the call before
         self._unfinished: int | None = None  # the stream of a call that has not come to its end
         self._staged = False  # whether copies from staging memory may be under way
@@ -199,7 +210,7 @@ class Frame:
                     work += [(steps, 0), (steps.condition_steps, 0), (steps.body_steps, 0)]
                 continue
             stop = start
-            while stop < len(steps) and isinstance(steps[stop], KernelCall | Copy):
+            while stop < len(steps) and isinstance(steps[stop], KernelCall | Copy | Parallel):
                 stop += 1
             if stop > start:
                 self._segment(steps, start, stop, bound, stream, observe)
@@ -277,6 +288,8 @@ class Frame:
     def _give(
         self, steps: Sequence[Step], bound: Bound, stream: int, observe: Observer | None
     ) -> None:
+        if observe is not None:  # one kernel after the other
+            steps = [s for s in all_steps(tuple(steps)) if not isinstance(s, Parallel)]
         for step in steps:
             if isinstance(step, KernelCall):
                 if observe is not None:
@@ -288,8 +301,26 @@ class Frame:
                     self._address(step.target, bound),
                 )
                 self.driver.copy(target, source, step.source.nbytes, stream)
+            elif isinstance(step, Parallel):
+                self._fork(step, bound, stream)
         if observe is not None:
             observe(-1, stream)
+
+    def _fork(self, step: Parallel, bound: Bound, stream: int) -> None:
+        """Branches on streams of their own, which begin and end with `stream`; in a graph they
+        become branches of it."""
+        first, *others = step.branches
+        while len(self._sides) < len(others):
+            self._sides.append((self.driver.new_stream(), self.driver.new_event()))
+        sides = self._sides[: len(others)]
+        self.driver.record(self._forked, stream)
+        for (side, joined), branch in zip(sides, others, strict=True):
+            self.driver.wait(side, self._forked)
+            self._give(branch, bound, side, None)
+            self.driver.record(joined, side)
+        self._give(first, bound, stream, None)
+        for _, joined in sides:
+            self.driver.wait(stream, joined)
 
     def _launch(self, call: KernelCall, bound: Bound, stream: int) -> None:
         addresses = [self._address(ref, bound) for ref in call.args]
