@@ -385,7 +385,7 @@ class FakeDriver:
             decoded = decode(bytes(data))
             if decoded is None or not decoded.describes(spec):
                 raise refuse("cuLaunchKernel", "CUDA_ERROR_INVALID_VALUE")
-            found[tensor.buffer] = self._array(tensor.buffer, decoded.address)
+            found[tensor.buffer] = self._array(tensor.buffer, decoded.address - tensor.offset)
         return found
 
     def _array(self, buffer: Buffer, address: int) -> np.ndarray:
