@@ -194,6 +194,25 @@ def test_windows_in_slices():
     np.testing.assert_array_equal(out, exact)
 
 
+@pytest.mark.parametrize(("m", "n", "k"), [(200, 136, 208), (40, 24, 1040), (64, 30, 64)])
+def test_bytes(m, n, k):
+    """uint8 by int8 in int32, and what follows in float32."""
+
+    def layer(b, x, w, scale):
+        y = b.call("nn.matmul_bytes", x, w, n=n, tile=(1, 1))
+        return b.call("multiply", b.call("cast", y, dtype=DType.FLOAT32), scale)
+
+    func = built(layer, ((m, k), DType.UINT8), ((n, k // 4, 4), DType.INT8), ((n,), DType.FLOAT32))
+    assert isinstance(func.body, TileProgram)
+    assert "wgmma" in emit_cuda(func).source
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(0, 256, (m, k)).astype("u1"), rng.integers(-128, 128, (n, k)).astype("i1")
+    scale, out = rng.integers(1, 3, n).astype("f4"), np.zeros((m, n), "f4")
+    run(func, [x, w.reshape(n, k // 4, 4), scale, out])
+    exact = x.astype("i4") @ w.astype("i4").T
+    np.testing.assert_array_equal(out, exact.astype("f4") * scale)
+
+
 def matmul(b, x, y):
     return b.call("nn.matmul", x, y)
 

@@ -16,19 +16,21 @@ class Product:
 
     def __init__(
         self, m, n, k, tile, *, batch=1, blocks=4, dtype=DType.BFLOAT16, out=DType.FLOAT32,
-        b_major=Major.MN, bias=False, gathered=False, data=True,
+        b_major=Major.MN, bias=False, gathered=False, data=True, right=None,
     ):  # fmt: skip
         b_major = Major.K if gathered else b_major  # each thread reads its elements of [n, k]
         lead = [const(batch)] if batch > 1 else []
         b_shape = (const(k), const(n)) if b_major is Major.MN else (const(n), const(k))
         self.b_major = b_major
         self.a = Buffer("A", (*lead, const(m), const(k)), dtype)
-        self.b = Buffer("B", (*lead, *b_shape), dtype)
+        self.b = Buffer("B", (*lead, *b_shape), right or dtype)
         self.bias = Buffer("bias", (const(n),), DType.FLOAT32)
         self.out = Buffer("out", (*lead, const(m), const(n)), out)
         b, i, j, acc = Var("b"), Var("i"), Var("j"), Var("acc", DType.FLOAT32)
-        value = acc + Load(self.bias, (j,), None) if bias else acc
-        value = value if out is DType.FLOAT32 else value.astype(out)
+        if right is not None:
+            acc = Var("acc", DType.INT32)
+        value = acc.astype(DType.FLOAT32) + Load(self.bias, (j,), None) if bias else acc
+        value = value if out is value.dtype else value.astype(out)
         index = (b, i, j) if batch > 1 else (i, j)
         epilogue = Epilogue(self.out, index, value, b, i, j, acc)
         source = self.b
@@ -82,6 +84,10 @@ SHAPES = {
     "sum in a cluster, 2 consumers": (
         HopperTile(128, 32, 4, 2, split=8),
         {"b_major": Major.K, "out": DType.BFLOAT16},
+    ),
+    "bytes": (
+        HopperTile(128, 128, 4, 2, 2),
+        {"b_major": Major.K, "dtype": DType.UINT8, "right": DType.INT8, "out": DType.INT32},
     ),
     "K-major B": (HopperTile(128, 256, 4, 2, 2), {"b_major": Major.K}),
     "tf32": (HopperTile(128, 128, 4, 2, 2), {"b_major": Major.K, "dtype": DType.FLOAT32}),

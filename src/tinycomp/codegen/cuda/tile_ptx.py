@@ -150,7 +150,7 @@ template <int N, typename T> {_INLINE} void wgmma_hold(T* d) {{
 
 _PTX_TYPE = {
     DType.FLOAT16: "f16", DType.BFLOAT16: "bf16", DType.FLOAT32: "tf32", DType.INT8: "s8",
-    DType.INT32: "s32",
+    DType.UINT8: "u8", DType.INT32: "s32",
 }  # fmt: skip
 
 
@@ -160,13 +160,14 @@ def wgmma_name(shape: WgmmaShape, a: Major | None, b: Major) -> str:
     >>> wgmma_name(WgmmaShape(256, DType.BFLOAT16), Major.K, Major.MN)
     'wgmma_n256_bf16_k_mn'
     """
-    return f"wgmma_n{shape.n}_{_PTX_TYPE[shape.dtype]}_{a or 'r'}_{b}"
+    types = _PTX_TYPE[shape.dtype] + (f"_{_PTX_TYPE[shape.right]}" if shape.right else "")
+    return f"wgmma_n{shape.n}_{types}_{a or 'r'}_{b}"
 
 
-def _wgmma(n: str, type_: str, a: str, b: str) -> str:
+def _wgmma(n: str, type_: str, right: str, a: str, b: str) -> str:
     dtype = next(d for d, text in _PTX_TYPE.items() if text == type_)
     k, registers = 32 // dtype.itemsize, int(n) // 2
-    integer = dtype is DType.INT8
+    integer = dtype in (DType.INT8, DType.UINT8)
     acc, constraint, held = ("s32", "+r", "int") if integer else ("f32", "+f", "float")
     operands = ", ".join(f"%{i}" for i in range(registers))
     signs = "" if integer else ", 1, 1"
@@ -182,11 +183,11 @@ def _wgmma(n: str, type_: str, a: str, b: str) -> str:
         signs += f", {int(a == 'mn')}, {int(b == 'mn')}" * (dtype.itemsize == 2)
     outputs = ", ".join(f'"{constraint}"(d[{i}])' for i in range(registers))
     return f"""\
-{_INLINE} void wgmma_n{n}_{type_}_{a}_{b}(
+{_INLINE} void wgmma_n{n}_{type_}{f"_{right}" if right else ""}_{a}_{b}(
     {held}* d, {parameter}, unsigned long long b, int accumulate) {{
   asm volatile(
       "{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{after + 1}, 0;\\n"
-      "wgmma.mma_async.sync.aligned.m64n{n}k{k}.{acc}.{type_}.{type_} "
+      "wgmma.mma_async.sync.aligned.m64n{n}k{k}.{acc}.{type_}.{right or type_} "
       "{{{operands}}}, {left}, %{after}, p{signs};\\n}}"
       : {outputs} : {inputs}, "l"(b), "r"(accumulate));
 }}"""
@@ -228,7 +229,7 @@ def _tma(kind: str, rank: str) -> str:
 
 
 _FAMILIES: tuple[tuple[re.Pattern[str], Callable[..., str]], ...] = (
-    (re.compile(r"wgmma_n(\d+)_(\w+?)_(k|mn|r)_(k|mn)"), _wgmma),
+    (re.compile(r"wgmma_n(\d+)_([a-z0-9]+)(?:_(s8|u8))?_(k|mn|r)_(k|mn)"), _wgmma),
     (re.compile(r"tma_((?:im2col_)?(?:load|multicast)|store)_(\d)d"), _tma),
 )
 NAMES = frozenset(_FIXED)

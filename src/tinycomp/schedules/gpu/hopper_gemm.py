@@ -48,7 +48,8 @@ _DTYPES = (DType.FLOAT16, DType.BFLOAT16)
 
 
 def build_hopper_product(function: Function, target: Target, name: str) -> PrimFunc | None:
-    """The kernel of a function around one nn.matmul or nn.conv2d as a tile program.
+    """The kernel of a function around one product (of matrices, of bytes, or a convolution) as a
+    tile program.
 
     None where this recipe does not apply: another machine, operands of other dtypes or that are
     computed in the kernel, fewer than 33 rows (pixels in NHWC, channels in NCHW), rows that are
@@ -78,9 +79,10 @@ def _tile(operands: Operands, epilogue: Epilogue) -> HopperTile:
 
 def _task(operands: Operands, epilogue: Epilogue) -> Task:
     """The product, each slice of its sum as one of its own; results in float32."""
+    pairs = operands.length * operands.dtype.itemsize / 2  # of bytes
     return Task(
         operands.batch * operands.slices, operands.m, operands.n,
-        math.ceil(operands.length / operands.slices), 4, True, isinstance(operands.b, Gathered),
+        math.ceil(pairs / operands.slices), 4, True, isinstance(operands.b, Gathered),
         operands.b_major is Major.K, not epilogue.scattered,
     )  # fmt: skip
 
@@ -88,6 +90,8 @@ def _task(operands: Operands, epilogue: Epilogue) -> Task:
 def _slices(operands: Operands, epilogue: Epilogue) -> int:
     """How many parts of the sum blocks compute on their own; 1: none."""
     whole = _task(operands, epilogue)
+    if operands.sum is not DType.FLOAT32:
+        return 1
 
     def cycles(batch: int, m: int, n: int, k: int) -> float:
         task = replace(whole, batch=batch, k=k)
@@ -123,7 +127,12 @@ class _Product:
 
     def __init__(self, function: Function) -> None:
         self.function = function
-        self.computes = {"nn.matmul": self.expand_matmul, "nn.conv2d": self.expand_conv2d}
+        self.computes = {
+            "nn.matmul": self.expand_matmul,
+            "nn.matmul_bytes": self.expand_matmul_bytes,
+            "nn.conv2d": self.expand_conv2d,
+        }
+        self.sum = DType.FLOAT32
         self.product: Tensor | None = None
         self.source: Tensor | None = None  # what is read in place of a product
         self.operands: tuple[Tensor, Tensor] | None = None
@@ -201,6 +210,19 @@ class _Product:
         self.a_batches, self.b_batches = a_count == count, b_count == count
         return self._read(out)
 
+    def expand_matmul_bytes(
+        self, attrs: Any, args: Sequence[Tensor], out: TensorType
+    ) -> list[Tensor] | None:
+        """A[m, k] of uint8 times B[k, n] of int8, packed as [n, k]."""
+        a, b = args
+        m, k = (as_int(d) for d in a.shape)
+        inputs = all(isinstance(t.op, PlaceholderOp) for t in args)
+        if not inputs or m < _MIN_ROWS or k % 16 or attrs.tile[1] != 1 or not k * attrs.n:
+            return None
+        self.operands, self.sizes = (a, b), (1, m, attrs.n, k)
+        self.b_major, self.sum = Major.K, DType.INT32
+        return self._read(out)
+
     def expand_conv2d(
         self, attrs: Any, args: Sequence[Tensor], out: TensorType
     ) -> list[Tensor] | None:
@@ -253,7 +275,7 @@ class _Product:
         batch, m, n, _ = self.sizes
         product = self.source
         if product is None:
-            product = self.product = te.placeholder((batch, m, n), DType.FLOAT32, "product")
+            product = self.product = te.placeholder((batch, m, n), self.sum, "product")
         pixels = n // max(1, self.images)
 
         def read(*index: Any) -> Any:
@@ -292,7 +314,7 @@ class _Product:
         store = block.body
         if not isinstance(store, Store):
             return None
-        b, i, j, acc = Var("b"), Var("i"), Var("j"), Var("acc", DType.FLOAT32)
+        b, i, j, acc = Var("b"), Var("i"), Var("j"), Var("acc", self.sum)
         analyzer = Analyzer()
         for var, extent in ((b, batch), (i, m), (j, n)):
             analyzer.bind(var, 0, extent)

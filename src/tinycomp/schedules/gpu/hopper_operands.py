@@ -118,6 +118,17 @@ class Operands:
         return (self.a.image if isinstance(self.a, Windows) else self.a).dtype
 
     @property
+    def right(self) -> DType:
+        """The type of B."""
+        b = self.b
+        return b.dtype if isinstance(b, Buffer) else self.dtype
+
+    @property
+    def sum(self) -> DType:
+        """The type that products are added up in."""
+        return DType.INT32 if self.dtype in (DType.INT8, DType.UINT8) else DType.FLOAT32
+
+    @property
     def taps(self) -> int:
         """Parts of the sum that begin at a step of their own."""
         return math.prod(self.a.kernel) if isinstance(self.a, Windows) else 1

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ...dtype import DType
 from ...ir.expr import BinaryOp as Op
 from ...ir.expr import Expr, Load, Var, all_of, as_expr, binary, const, substitute
 from ...ir.node import rewrite
@@ -77,7 +76,8 @@ class _Gemm:
         self.name, self.operands, self.epilogue, self.tile = name, operands, epilogue, tile
         dtype = operands.dtype
         self.results = operands.batch * operands.slices
-        self.shape = WgmmaShape(tile.columns, dtype, _accumulation(dtype))
+        right = None if operands.right is dtype else operands.right
+        self.shape = WgmmaShape(tile.columns, dtype, operands.sum, right)
         sharing = 1 if tile.alternate else tile.consumers  # of the rows
         self.per_consumer = tile.rows // sharing // ROWS  # wgmma tiles along the rows
         self.row_tiles = math.ceil(operands.m / (tile.rows * tile.cluster))  # of clusters
@@ -104,9 +104,9 @@ class _Gemm:
         self._shared()
 
     def _shared(self) -> None:
-        tile, dtype = self.tile, self.operands.dtype
-        self.a_tile = shared_tile("a_tile", dtype, tile.rows * ROW_BYTES, tile.depth)
-        self.b_tile = shared_tile("b_tile", dtype, tile.columns * ROW_BYTES, tile.depth)
+        tile, o = self.tile, self.operands
+        self.a_tile = shared_tile("a_tile", o.dtype, tile.rows * ROW_BYTES, tile.depth)
+        self.b_tile = shared_tile("b_tile", o.right, tile.columns * ROW_BYTES, tile.depth)
 
     def program(self) -> TileProgram:
         writer = self.writer
@@ -306,10 +306,6 @@ class _Gemm:
                 a = Operand(self.a_tile, read, rows + p * k_bytes, a_layout)
                 out.append(Wgmma(acc, i, a, b, accumulate or p > 0))
         return [*out, WgmmaCommit(), Advance(read)]
-
-
-def _accumulation(dtype: DType) -> DType:
-    return DType.INT32 if dtype is DType.INT8 else DType.FLOAT32
 
 
 def _zero(acc: Accumulator) -> Stmt:

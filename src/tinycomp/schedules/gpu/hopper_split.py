@@ -14,7 +14,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...dtype import DType
 from ...ir.expr import BinaryOp as Op
 from ...ir.expr import Expr, Load, Var, all_of, binary, const, substitute
 from ...target import Target
@@ -70,8 +69,8 @@ class ClusterSum:
     def of(operands: Operands, epilogue: Epilogue, tile: HopperTile, rank: Var) -> ClusterSum:
         nbytes = parts_bytes(tile)
         shape = (const(tile.split), const(nbytes // 4))
-        buffer = Buffer("parts", shape, DType.FLOAT32, Scope.CLUSTER, 1024)
-        parts = SharedTile("parts", DType.FLOAT32, nbytes, 1, buffer)
+        buffer = Buffer("parts", shape, operands.sum, Scope.CLUSTER, 1024)
+        parts = SharedTile("parts", operands.sum, nbytes, 1, buffer)
         ready = Barrier("ready", tile.consumers * tile.split, 1)
         return ClusterSum(operands, epilogue, tile, rank, parts, ready, Cursor("meeting", 1))
 

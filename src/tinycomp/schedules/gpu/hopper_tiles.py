@@ -73,7 +73,7 @@ class Task:
     """A product to choose a tile for.
 
     Attributes:
-        k: length of the sum, in 16-bit elements.
+        k: length of the sum, in 16-bit elements; tensor cores take bytes twice as fast.
         itemsize: of the result.
         staged: whether it may go through shared memory and TMA.
         gathers: whether B is computed.

@@ -93,13 +93,15 @@ class WgmmaShape:
     """One `wgmma.mma_async`: D[64, n] += A[64, k] B[k, n] by a warpgroup of 128 threads.
 
     Attributes:
-        dtype: of A and B.
-        acc: of D: float32, or int32 for int8.
+        dtype: of A, and of B if nothing else is said.
+        acc: of D: float32, or int32 for bytes.
+        right: of B: bytes may be uint8 on one side and int8 on the other.
     """
 
     n: int
     dtype: DType
     acc: DType = DType.FLOAT32
+    right: DType | None = None
 
     @property
     def k(self) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...dtype import DType
 from . import nodes as op
 from .arithmetic import multiply_add
 from .lanes import Output
@@ -159,7 +160,9 @@ class Product:
             return
         self.done = True
         stmt, shape = self.stmt, self.stmt.acc.shape
-        *left, b = (self._operand(at) for _, _, at in self.places)
+        shape = self.stmt.acc.shape
+        *left, b = (self._operand(at, shape.dtype) for _, _, at in self.places)
+        b = b.view((shape.right or shape.dtype).numpy)
         a = left[0] if left else self._fragment(stmt.a)  # type: ignore[arg-type]
         row, column = shape.fragment()
         first = stmt.tile * shape.registers
@@ -177,8 +180,7 @@ class Product:
         a[row, k] = values[:, fragment.first : fragment.first + k.shape[1]]
         return a
 
-    def _operand(self, at: np.ndarray) -> np.ndarray:
-        dtype = self.stmt.acc.shape.dtype
+    def _operand(self, at: np.ndarray, dtype: DType) -> np.ndarray:
         bytes_at = at[..., None] + np.arange(dtype.itemsize)
         data = self.agent.block.memory.data[bytes_at]
         return np.ascontiguousarray(data).view(dtype.numpy)[..., 0]
