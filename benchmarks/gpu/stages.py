@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import importlib
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -49,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="*", help="cases whose names match this glob")
     parser.add_argument("--dry", action="store_true", help="no GPU: all of it once, small")
     parser.add_argument("--compile", action="store_true", help="no GPU: only compile")
-    parser.add_argument("--seconds", type=float, default=510, help="for each stage (510)")
+    parser.add_argument(
+        "--seconds", type=float, help="for each stage (510; without a GPU as many as it takes)"
+    )
     parser.add_argument("--arch", default="", help="the architecture; default: the GPU's")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
@@ -70,7 +73,8 @@ def _run_stage(stage: str, args: argparse.Namespace, env: Env) -> int:
     report = Report(stage, output_folder() / f"{name}.json", machine_facts(without_gpu))
     command = [sys.executable, str(Path(__file__)), stage, "--only", args.only, "--arch", env.arch]
     command += ["--dry"] * env.dry + ["--compile"] * env.compile_only + ["--worker"]
-    Supervisor(report, command, cases_of(stage, args.only), args.seconds).run()
+    seconds = args.seconds or (math.inf if without_gpu else 510)
+    Supervisor(report, command, cases_of(stage, args.only), seconds).run()
     report.show()
     return 1 if report.failures else 0
 

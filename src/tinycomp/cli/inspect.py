@@ -41,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="print what the kernels use of the machine: spilled vector registers on a CPU; "
         "registers, spills, stack and shared memory on a GPU",
     )
+    parser.add_argument(
+        "--sass",
+        action="store_true",
+        help="count the machine instructions of GPU kernels, with what looks slow; needs nvdisasm",
+    )
     add_json_option(parser)
     add_compile_options(parser)
 
@@ -54,6 +59,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.registers:
         _show_registers(args, load_or_compile(args, args.model))
+        return 0
+    if args.sass:
+        _show_sass(args, load_or_compile(args, args.model))
         return 0
     if is_artifact(args.model) or Path(args.model).suffix == ".tc":
         _show(args, _of_manifest(Artifact.load(args.model).manifest))
@@ -83,6 +91,39 @@ def _show_registers(args: argparse.Namespace, module: Module) -> None:
         print_table("registers", header, [tuple(map(str, row)) for row in rows])
     else:
         print("no vector registers are spilled inside loops")
+
+
+_COUNTED = ("HGMMA", "HMMA", "IMMA", "FFMA", "LDS", "LDSM", "LDG", "STG", "LDL", "STL", "BAR",
+            "UTMALDG", "UTMASTG")  # fmt: skip
+
+
+def _show_sass(args: argparse.Namespace, module: Module) -> None:
+    """A line for each kernel: instructions of some kinds, loads of 16 bytes, FFMA for each LDS in
+    its loops, and what is worth a look."""
+    from ..codegen.cuda.sass import disassemble, findings
+    from ..runtime.cuda.module import CudaModule
+
+    if not isinstance(module, CudaModule):
+        raise TinycompError("--sass is for GPUs", hint="add --target cuda")
+    programmatic = module.manifest.target.programmatic
+    header = ("kernel", "all", *_COUNTED, "LDG.128", "FFMA:LDS", "worth a look")
+    rows = []
+    for machine_code in module.artifact.objects.values():
+        for name, code in disassemble(machine_code).items():
+            counts = code.counts()
+            inside = sum((code.counts(loop) for loop in code.loops), Counter())
+            ratio = f"{inside['FFMA'] / inside['LDS']:.1f}" if inside["LDS"] else ""
+            remarks = findings(code)
+            if programmatic and (early := code.early_reads()):
+                remarks.append(f"{early[0].name} comes before the launch has waited")
+            rows.append(
+                (name, len(code.instructions), *(counts[base] for base in _COUNTED),
+                 code.widths("LDG")[16], ratio, "; ".join(remarks))
+            )  # fmt: skip
+    if args.json:
+        print_json([dict(zip(header, row, strict=True)) for row in rows])
+    else:
+        print_table("machine instructions", header, [tuple(map(str, row)) for row in rows])
 
 
 def _inspect_onnx(args: argparse.Namespace) -> int:

@@ -396,13 +396,14 @@ class ExprEmitter:
         return text
 
     def encode(self, text: str, dtype: DType) -> str:
-        """A value as its stored bits; what was loaded just now keeps them."""
+        """A value as its stored bits; what was loaded just now keeps them, and what was rounded is
+        rounded once."""
         name = {DType.FLOAT16: "half", DType.BFLOAT16: "bfloat16"}.get(dtype)
         if name is None:
             return bare(text)
-        loaded = text.removeprefix(f"{name}_to_float")
-        if loaded != text and bare(loaded) != loaded:
-            return bare(loaded)
+        if loaded := _argument(text, f"{name}_to_float"):
+            return loaded
+        text = _argument(text, f"round_{name}") or text
         return f"{self.out.use(f'float_to_{name}')}({bare(text)})"
 
     def encode_pair(self, values: list[str], dtype: DType) -> str:
@@ -411,8 +412,7 @@ class ExprEmitter:
         exact = []
         for value in values:
             bits = self.encode(value, dtype)
-            inner = bits.removeprefix(f"float_to_{name}")
-            exact.append(bare(inner) if bare(inner) != inner else f"{name}_to_float({bits})")
+            exact.append(_argument(bits, f"float_to_{name}") or f"{name}_to_float({bits})")
         return f"{self.out.use(f'pack_{name}')}({', '.join(exact)})"
 
     # -- branches ----------------------------------------------------------------------------
@@ -472,6 +472,12 @@ def _costly_step(node: Node, children: list[bool]) -> bool:
 
 def _zero(dtype: DType) -> str:
     return floating(0.0, dtype) if dtype.is_float else integer(0, dtype)
+
+
+def _argument(text: str, function: str) -> str:
+    """What a call hands to a function of one argument; empty if the text is no such call."""
+    inner = text.removeprefix(function)
+    return bare(inner) if inner != text and bare(inner) != inner else ""
 
 
 def _is_short(text: str) -> bool:

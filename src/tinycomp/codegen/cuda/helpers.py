@@ -39,6 +39,16 @@ __device__ __forceinline__ unsigned short float_to_bfloat16(float x) {
   if (x != x) return (unsigned short)((bits >> 16) | 0x40u);
   return (unsigned short)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }""",
+    "round_bfloat16": """\
+// As the upper half of a register: one F2FP, where cvt.rn.bf16.f32 and a shift are a slow F2F.
+__device__ __forceinline__ float round_bfloat16(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  unsigned int pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(x), "f"(0.0f));
+  return __int_as_float((int)pair);
+#endif
+  return bfloat16_to_float(float_to_bfloat16(x));
+}""",
     "nan_min": """\
 // NaN if either operand is.
 template <typename T> __device__ __forceinline__ T nan_min(T a, T b) {

@@ -123,8 +123,8 @@ def reinterpret_text(x: str, source: DType, to: DType) -> str:
 
 def _rounded(out: Any, x: str, to: DType) -> str:
     """A float rounded to the precision of a 16-bit dtype, still held as float."""
-    there, back = {
-        DType.FLOAT16: ("float_to_half", "half_to_float"),
-        DType.BFLOAT16: ("float_to_bfloat16", "bfloat16_to_float"),
-    }[to]
-    return f"{out.use(back)}({out.use(there)}({x}))"
+    if to is DType.BFLOAT16:
+        for name in ("bfloat16_to_float", "float_to_bfloat16"):
+            out.use(name)
+        return f"{out.use('round_bfloat16')}({x})"
+    return f"{out.use('half_to_float')}({out.use('float_to_half')}({x}))"
