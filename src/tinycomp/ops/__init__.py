@@ -34,6 +34,7 @@ from . import (
     reduce,
     resize,
     rnn,
+    sampling,
     scatter,
     shape,
     softmax,
@@ -46,7 +47,7 @@ FAMILIES: tuple[ModuleType, ...] = (
     *(unary, binary, reduce, shape, create, index, scatter, layout, control, einsum),
     *(cumulative, topk),
     *(quantize, quantized_layers, quantized_matmul, matmul_bytes),
-    *(matmul, conv, conv_transpose, pool, softmax, norm, activation, rnn, resize),
+    *(matmul, conv, conv_transpose, pool, softmax, norm, activation, rnn, resize, sampling),
     *(attention, fused_attention),
 )
 

@@ -44,7 +44,7 @@ class ResizeAttrs(Attrs):
     roi: tuple[float, ...] = ()
 
 
-_NUMPY = SimpleNamespace(
+NUMPY = SimpleNamespace(
     floor=np.floor,
     ceil=np.ceil,
     minimum=np.minimum,
@@ -53,7 +53,7 @@ _NUMPY = SimpleNamespace(
     to_int=lambda x: np.asarray(x).astype(np.int64),
     to_float=lambda x: np.asarray(x).astype(np.float32),
 )
-_TE = SimpleNamespace(
+TE = SimpleNamespace(
     floor=lambda x: te.call("floor", x),
     ceil=lambda x: te.call("ceil", x),
     minimum=lambda a, b: binary(BinaryOp.MIN, a, b),
@@ -108,7 +108,7 @@ def _taps(f: SimpleNamespace, attrs: ResizeAttrs, k: int, o: Any, n: int) -> Tap
         return [(bounded(low), 1.0 - weight), (bounded(low + 1), weight)]
     base = f.floor(x)
     indices = [f.to_int(base) + d for d in (-1, 0, 1, 2)]
-    weights = _cubic_weights(x - base, attrs.cubic_coeff_a)
+    weights = cubic_weights(x - base, attrs.cubic_coeff_a)
     if attrs.exclude_outside:
         inside = [(i >= 0) & (i < n) for i in indices]
         weights = [f.where(c, w, w * 0.0) for c, w in zip(inside, weights, strict=True)]
@@ -117,7 +117,7 @@ def _taps(f: SimpleNamespace, attrs: ResizeAttrs, k: int, o: Any, n: int) -> Tap
     return [(bounded(i), w) for i, w in zip(indices, weights, strict=True)]
 
 
-def _cubic_weights(t: Any, a: float) -> list[Any]:
+def cubic_weights(t: Any, a: float) -> list[Any]:
     """Keys' cubic convolution at distances 1 + t, t, 1 - t, 2 - t.
 
     Keys, Cubic convolution interpolation for digital image processing, 1981.
@@ -138,7 +138,7 @@ def _integer_index(attrs: ResizeAttrs, k: int, n: int) -> tuple[int, int, int] |
     Each o bounds b: c * index <= o * a + b < c * (index + 1), one-sidedly where clamped.
     """
     positions = np.arange(attrs.size[k])
-    indices = _taps(_NUMPY, attrs, k, positions, n)[0][0]
+    indices = _taps(NUMPY, attrs, k, positions, n)[0][0]
     if attrs.coordinate_transformation == "align_corners" and attrs.size[k] > 1:
         step = Fraction(n - 1, attrs.size[k] - 1)
     elif attrs.coordinate_transformation == "tf_crop_and_resize":
@@ -160,7 +160,7 @@ def _integer_index(attrs: ResizeAttrs, k: int, n: int) -> tuple[int, int, int] |
 def _te_taps(attrs: ResizeAttrs, k: int, o: Expr, n: int) -> Taps:
     affine = _integer_index(attrs, k, n) if attrs.mode == "nearest" else None
     if affine is None:
-        return _taps(_TE, attrs, k, o, n)
+        return _taps(TE, attrs, k, o, n)
     a, b, c = affine
     index: Expr = (o * a + b) // c
     if ((attrs.size[k] - 1) * a + b) // c > n - 1:
@@ -222,7 +222,7 @@ def _reference(attrs: ResizeAttrs, arrays: Sequence[np.ndarray]) -> np.ndarray:
             outside = outside | (c < 0) | (c > n - 1)
         parts = [
             np.take(x, index, axis=axis) * (1 if weight is None else weight.reshape(column))
-            for index, weight in _taps(_NUMPY, attrs, k, o, n)
+            for index, weight in _taps(NUMPY, attrs, k, o, n)
         ]
         x = np.sum(parts, axis=0, dtype=x.dtype) if len(parts) > 1 else parts[0]
     if outside.any():
