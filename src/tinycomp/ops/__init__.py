@@ -24,6 +24,7 @@ from . import (
     fused_attention,
     index,
     layout,
+    loss,
     matmul,
     matmul_bytes,
     norm,
@@ -36,7 +37,9 @@ from . import (
     rnn,
     sampling,
     scatter,
+    selection,
     shape,
+    signal,
     softmax,
     topk,
     unary,
@@ -45,9 +48,22 @@ from .onnx_node import OnnxImport
 
 FAMILIES: tuple[ModuleType, ...] = (
     *(unary, binary, reduce, shape, create, index, scatter, layout, control, einsum),
-    *(cumulative, topk),
+    *(cumulative, topk, selection),
     *(quantize, quantized_layers, quantized_matmul, matmul_bytes),
-    *(matmul, conv, conv_transpose, pool, softmax, norm, activation, rnn, resize, sampling),
+    *(
+        matmul,
+        conv,
+        conv_transpose,
+        pool,
+        softmax,
+        loss,
+        norm,
+        activation,
+        rnn,
+        resize,
+        sampling,
+        signal,
+    ),
     *(attention, fused_attention),
 )
 

@@ -202,6 +202,12 @@ def _import_quick_gelu(node: OnnxNode) -> Atom:
     return swish(Emit(node), node.input(0), node.attr("alpha", 1.702))
 
 
+def _import_swiglu(node: OnnxNode) -> Atom:
+    node.expect(node.type(0) == node.type(1), f"{node.type(0)} and {node.type(1)} differ")
+    emit = Emit(node)
+    return emit("multiply", swish(emit, node.input(0), node.attr("alpha", 1.0)), node.input(1))
+
+
 def _import_prelu(node: OnnxNode) -> Atom:
     emit, x, slope = Emit(node), node.input(0), node.input(1)
     shape = node.type(1).shape
@@ -232,6 +238,7 @@ ONNX: dict[str, OnnxImport] = {
     "Softsign": _import("Softsign"),
     "Swish": _import("Swish", alpha=1.0),
     "ThresholdedRelu": _import("ThresholdedRelu", alpha=1.0),
+    "SwiGLU": _import_swiglu,
     "PRelu": _import_prelu,
     "Shrink": _import_shrink,
     "com.microsoft::Gelu": _import_biased(gelu),

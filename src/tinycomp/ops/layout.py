@@ -11,7 +11,7 @@ import numpy as np
 
 from ..diagnostics import ModelError
 from ..dtype import DType
-from ..relay.nodes import Atom, Constant
+from ..relay.nodes import Atom
 from ..types import TensorType
 from .common import broadcast_shapes, normalize_axis
 from .onnx_node import OnnxImport, OnnxNode
@@ -300,12 +300,6 @@ def _import_dropout(node: OnnxNode) -> list[Atom]:
     return [x, _full(node, node.type(0).static_shape, DType.BOOL, 1)]
 
 
-def _import_non_zero(node: OnnxNode) -> Atom:
-    if not isinstance(node.input(0), Constant):
-        raise node.unsupported("a result whose size depends on data")
-    return node.builder.const(np.array(np.nonzero(node.const(0)), np.int64))
-
-
 ONNX: dict[str, OnnxImport] = {
     "Reshape": _import_reshape,
     "Flatten": _import_flatten,
@@ -330,5 +324,4 @@ ONNX: dict[str, OnnxImport] = {
     "Trilu": _import_trilu,
     "OneHot": _import_one_hot,
     "Dropout": _import_dropout,
-    "NonZero": _import_non_zero,
 }

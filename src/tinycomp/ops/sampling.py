@@ -415,7 +415,7 @@ def _import_roi_align(node: OnnxNode) -> Atom:
 
 def _import_affine_grid(node: OnnxNode) -> Atom:
     """Places of an image's elements under an affine map: a product with constant coordinates."""
-    theta, sizes = node.type(0), node.vector(1)
+    theta, sizes = node.rank(0, 3), node.vector(1)
     batch, nd, spatial = theta.shape[0], len(sizes) - 2, sizes[2:]
     node.expect(nd in (2, 3) and theta.shape[1:] == (nd, nd + 1), f"{theta} for the size {sizes}")
     aligned = bool(node.attr("align_corners", 0))

@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import te
 from ..diagnostics import TypeMismatch
+from ..dtype import DType
 from ..ir.expr import BinaryOp, Expr, all_of, binary, const, if_then_else
 from ..relay.nodes import Atom
 from ..relay.op import Attrs, Op, OpPattern, Sample
@@ -243,7 +244,28 @@ def _import_scatter_nd(node: OnnxNode) -> Atom:
     return node.builder.call("scatter_nd", *(node.input(i) for i in range(3)), reduction=reduction)
 
 
+def _import_tensor_scatter(node: OnnxNode) -> Atom:
+    """A cache with updates along an axis, from a place on that each batch has (0 if not given);
+    mode circular goes on at the beginning."""
+    past, update, call = node.type(0), node.type(1), node.builder.call
+    axis = node.axis(-2)
+    node.expect(axis > 0, f"axis {axis} is that of the batches")
+    node.expect(update.rank == past.rank, f"the update {update} does not fit {past}")
+    size, count = past.static_shape[axis], update.static_shape[axis]
+    steps = [count if d == axis else 1 for d in range(past.rank)]
+    places: Atom = node.builder.const(np.arange(count, dtype=np.int64).reshape(steps))
+    if node.has(2):
+        starts = call("cast", node.input(2), dtype=DType.INT64)
+        first = call("reshape", starts, newshape=(past.shape[0], *[1] * (past.rank - 1)))
+        places = call("add", first, places)
+    if node.choice("mode", "linear", ("linear", "circular")) == "circular":
+        places = call("mod", places, node.builder.const(np.asarray(size, np.int64)))
+    indices = call("broadcast_to", places, shape=update.static_shape)
+    return call("scatter_elements", node.input(0), indices, node.input(1), axis=axis)
+
+
 ONNX: dict[str, OnnxImport] = {
+    "TensorScatter": _import_tensor_scatter,
     "ScatterElements": _import_scatter_elements,
     "ScatterND": _import_scatter_nd,
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..diagnostics import TypeMismatch
 from ..dtype import DType
 from ..ir.expr import BinaryOp, Expr, binary, call, cast, const, select
 from ..relay.nodes import Atom, Constant
@@ -260,6 +261,29 @@ CAST = Op(
     stitchable=True,
     doc="Conversion to another dtype, as ONNX Cast.",
 )
+
+
+def _infer_bitcast(attrs: CastAttrs, types: Any) -> TensorType:
+    (x,) = tensors("bitcast", types, 1)
+    if x.dtype.bits != attrs.dtype.bits or (attrs.dtype is DType.BOOL) != (x.dtype is DType.BOOL):
+        raise TypeMismatch(f"bitcast: elements of {x} are none of {attrs.dtype}")
+    return TensorType(x.shape, attrs.dtype)
+
+
+BITCAST = Op(
+    "bitcast",
+    OpPattern.OPAQUE,
+    _infer_bitcast,
+    None,  # never a kernel
+    lambda attrs, arrays: arrays[0].view(attrs.dtype.numpy),
+    CastAttrs,
+    lambda: (
+        Sample((sample_array((3, 4)),), CastAttrs(DType.INT32)),
+        Sample((sample_array((5,), DType.UINT16),), CastAttrs(DType.BFLOAT16)),
+    ),
+    view=lambda attrs, x: 0,
+    doc="The bits of each element as another dtype of that size (ONNX BitCast).",
+)
 CLIP = _attr_unary(
     "clip", ClipAttrs, _clip, _np_clip, _same, NUMBERS,
     lambda: (
@@ -281,7 +305,7 @@ ISINF = _attr_unary(
     FLOATS, _isinf_samples, "Whether an element is one of the chosen infinities.",
 )  # fmt: skip
 
-OPS: tuple[Op, ...] = (*(_unary_op(row) for row in UNARY), CAST, CLIP, LEAKY_RELU, ISINF)
+OPS: tuple[Op, ...] = (*(_unary_op(row) for row in UNARY), CAST, BITCAST, CLIP, LEAKY_RELU, ISINF)
 
 _ONNX_NAMES = {
     "Neg": "negative", "Abs": "abs", "Sign": "sign", "Relu": "nn.relu", "Not": "logical_not",
@@ -312,6 +336,17 @@ def cast_to(node: OnnxNode, x: Atom, dtype: DType) -> Atom:
     return x if x.type.dtype is dtype else node.builder.call("cast", x, dtype=dtype)
 
 
+def _import_bitcast(node: OnnxNode) -> Atom:
+    x, to = node.type(0), node.attr("to")
+    node.expect(to is not None, "the attribute 'to' names no type")
+    node.expect(to.bits == x.dtype.bits, f"elements of {x} have not the size of {to}")
+    if to is DType.BOOL and x.dtype is not to:
+        raise node.unsupported(f"{x.dtype} as {to}", "use Cast")
+    if x.dtype in (to, DType.BOOL):  # a bool is a byte of 0 or 1
+        return cast_to(node, node.input(0), to)
+    return node.builder.call("bitcast", node.input(0), dtype=to)
+
+
 def _import_clip(node: OnnxNode) -> Atom:
     x, b = node.input(0), node.builder
     bounds = [node.inputs[i] if node.has(i) else None for i in (1, 2)]
@@ -335,6 +370,7 @@ ONNX: dict[str, OnnxImport] = {
     **{onnx: _unary_importer(name) for onnx, name in _ONNX_NAMES.items()},
     "Cast": _import_cast,
     "CastLike": _import_cast_like,
+    "BitCast": _import_bitcast,
     "Clip": _import_clip,
     "IsInf": _import_isinf,
     "Identity": lambda node: node.input(0),

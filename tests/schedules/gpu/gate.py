@@ -26,6 +26,7 @@ from tinycomp.ops.norm import LayerNormAttrs
 from tinycomp.ops.pool import Pool2dAttrs
 from tinycomp.ops.reduce import ArgReduceAttrs, ReduceAttrs
 from tinycomp.ops.resize import ResizeAttrs
+from tinycomp.ops.sampling import GridSampleAttrs, RoiAlignAttrs
 from tinycomp.ops.scatter import ScatterElementsAttrs, ScatterNdAttrs
 from tinycomp.ops.shape import ConcatenateAttrs, TransposeAttrs
 from tinycomp.ops.softmax import SoftmaxAttrs
@@ -135,6 +136,14 @@ def _reductions() -> dict[str, Case]:
         "cumsum": (one("cumsum", CumulativeAttrs(1)), (((64, 512), F),)),
         "cumsum long": (one("cumsum", CumulativeAttrs(1)), (((2, 1 << 20), F),)),
         "cumsum columns": (one("cumsum", CumulativeAttrs(0)), (((65536, 64), F),)),
+        "grid sample": (
+            one("image.grid_sample", GridSampleAttrs()),
+            (((4, 32, 128, 128), F), ((4, 128, 128, 2), F)),
+        ),
+        "roi align": (
+            one("image.roi_align", RoiAlignAttrs((7, 7), 2, 0.25)),
+            (((2, 256, 50, 68), F), ((100, 4), F), ((100,), "int64")),
+        ),
         "scatter sorted": (
             one("scatter_elements", ScatterElementsAttrs(0, "add")),
             (((1 << 20,), F), ((4096,), "int64"), ((4096,), F)),

@@ -16,7 +16,7 @@ _ONNX_NAME = {DType.FLOAT32: "FLOAT", DType.FLOAT64: "DOUBLE"}
 _FROM_ONNX = {TensorProto.DataType.Value(_ONNX_NAME.get(d, d.upper())): d for d in DType}
 # Sub-byte integers are held one per byte; what reads them (DequantizeLinear) sees the same numbers.
 _WIDENED = {"int4": np.int8, "uint4": np.uint8, "int2": np.int8, "uint2": np.uint8}
-_DTYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype"})
+_DTYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype", "output_datatype"})
 
 
 def dtype_of(elem_type: int, what: str) -> DType:
