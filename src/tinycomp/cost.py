@@ -13,6 +13,9 @@ from .relay.passes.to_mixed_precision import ALLOWED, ROUNDED
 from .target import Target
 from .types import TensorType
 
+_PRODUCTS = ALLOWED | {"nn.matmul_parts"}
+_DATA = ROUNDED | {"nn.matmul_parts": 1}  # arguments whose format counts, if not all
+
 # Operations per result element of what costs more than one; by convention, not by measurement.
 _PER_ELEMENT = {"nn.softmax": 5, "nn.log_softmax": 5, "nn.layer_norm": 8, "nn.batch_norm": 4}
 _MOVES = ("copy", "cast")
@@ -59,13 +62,15 @@ def function_precision(function: Function) -> str:
     'bf16'
     """
     calls = [b.value for b in function.bindings if isinstance(b.value, Call)]
-    heavy = [c for c in calls if isinstance(c.op, Op) and c.op.name in ALLOWED]
-    types = [a.type for c in heavy for a in c.args[: ROUNDED.get(repr(c.op))]]
+    heavy = [c for c in calls if isinstance(c.op, Op) and c.op.name in _PRODUCTS]
+    types = [a.type for c in heavy for a in c.args[: _DATA.get(repr(c.op))]]
     if not heavy:
         types = [*(p.type for p in function.params), function.ret_type]
     names = {_FORMATS[t.dtype] for t in types if isinstance(t, TensorType) and t.dtype in _FORMATS}
-    if any(getattr(c.attrs, "precision", "") == "tf32" for c in heavy):
-        names = (names - {"fp32"}) | {"tf32"}
+    modes = {getattr(c.attrs, "precision", "fp32") for c in heavy} - {"fp32"}
+    splits = {getattr(c.attrs, "split", "") for c in heavy} - {""}
+    if modes | splits:
+        names = (names - {"fp32"}) | modes | splits
     return "+".join(sorted(names))
 
 
@@ -125,6 +130,7 @@ _COUNTERS: Mapping[str, Callable[[Any, Any, Any], int]] = {
     "nn.conv2d_transpose": _convolution_transpose,
     "nn.matmul": _matmul,
     "nn.matmul_packed": _matmul,
+    "nn.matmul_parts": _matmul,
     "nn.matmul_bytes": _matmul,
     "nn.max_pool2d": _pool,
     "nn.avg_pool2d": _pool,

@@ -143,15 +143,15 @@ def _finish(
 
 
 def _precisions(main: Function, kernels: Mapping[str, CompiledCudaKernel]) -> dict[str, str]:
-    """What each kernel computes in: a product that was allowed tf32 but got no tensor cores is
-    float32 still. One that no default schedule fits says so."""
+    """What each kernel computes in: a product that was allowed tf32, or was split for tensor cores,
+    but got none is float32 still. One that no default schedule fits says so."""
     found = kernel_precisions(main)
     for kernel in kernels.values():
         asked = found[kernel.name]
         if "mma." in kernel.source:
             found[kernel.name] = f"{asked} (tensor cores)"
         else:
-            found[kernel.name] = asked.replace("tf32", "fp32")
+            found[kernel.name] = asked.replace("tf32", "fp32").replace("bf16x6", "fp32")
         if f"// {_PLAIN_NOTE}" in kernel.source:
             found[kernel.name] += f" ({_PLAIN_NOTE})"
     return found

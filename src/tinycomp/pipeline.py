@@ -21,9 +21,11 @@ from .relay.passes.fuse_attention import FuseAttention
 from .relay.passes.fuse_ops import FuseOps
 from .relay.passes.simplify_expr import SimplifyExpr
 from .relay.passes.simplify_inference import SimplifyInference
+from .relay.passes.split_operands import SplitOperands
 from .relay.passes.to_mixed_precision import ToMixedPrecision
 from .relay.passes.unflatten_products import UnflattenProducts
 from .schedules.gpu.conv_layout import SHORT_FLOATS, choose_gpu_conv_tile
+from .schedules.gpu.hopper_choice import choose_split
 from .schedules.gpu.matmul_bytes import choose_gpu_byte_tile
 from .schedules.matmul_bytes import byte_dot, choose_byte_tile
 from .schedules.tiles import choose_tile
@@ -67,5 +69,8 @@ def default_pipeline(
         gpu_tile = functools.partial(choose_gpu_conv_tile, arch=target.arch)
         passes += [AlterOpLayout(gpu_tile), FoldConstant(), SimplifyExpr()]
         passes += [EliminateCommonSubexpr()]
+    if opt_level >= 2 and target.kind == "cuda":
+        choose = functools.partial(choose_split, target=target)
+        passes += [SplitOperands(choose), FoldConstant()]
     passes += [DeadCodeElimination(), FuseOps(fuse=opt_level >= 1)]
     return Sequential(tuple(passes))

@@ -2,7 +2,8 @@
 
 | name | operands | stored | sums |
 | --- | --- | --- | --- |
-| fp32 | float32 | float32 | float32 |
+| fp32 | float32, or three bfloat16 parts of it on tensor cores, where faster | float32 | float32 |
+| fp32_strict | float32, never on tensor cores | float32 | float32 |
 | tf32 | float32 rounded to 10 bits of mantissa, for tensor cores | float32 | float32 |
 | fp16 | float16: 10 bits, up to 65504 | float16 | float32 |
 | bf16 | bfloat16: 7 bits, the range of float32 | bfloat16 | float32 |
@@ -28,6 +29,7 @@ class Precision(StrEnum):
     """
 
     FP32 = "fp32"
+    FP32_STRICT = "fp32_strict"
     TF32 = "tf32"
     FP16 = "fp16"
     BF16 = "bf16"
@@ -50,12 +52,14 @@ class Precision(StrEnum):
 
 _STORAGE = {
     Precision.FP32: DType.FLOAT32,
+    Precision.FP32_STRICT: DType.FLOAT32,
     Precision.TF32: DType.FLOAT32,
     Precision.FP16: DType.FLOAT16,
     Precision.BF16: DType.BFLOAT16,
 }
 _TOLERANCE = {
     Precision.FP32: 1e-4,
+    Precision.FP32_STRICT: 1e-4,
     Precision.TF32: 1e-3,
     Precision.FP16: 1e-3,
     Precision.BF16: 1e-2,

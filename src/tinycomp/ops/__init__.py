@@ -28,6 +28,7 @@ from . import (
     matmul,
     matmul_bytes,
     norm,
+    operand_parts,
     pool,
     quantize,
     quantized_layers,
@@ -64,7 +65,7 @@ FAMILIES: tuple[ModuleType, ...] = (
         sampling,
         signal,
     ),
-    *(attention, fused_attention),
+    *(attention, fused_attention, operand_parts),
 )
 
 

@@ -31,7 +31,8 @@ class MatmulAttrs(Attrs):
     """Attributes of nn.matmul.
 
     `precision` "tf32" allows a kernel to round float32 operands to tf32, which tensor cores take;
-    sums stay float32. Kernels without tensor cores compute exactly.
+    sums stay float32. Kernels without tensor cores compute exactly. "fp32" is as accurate as a loop
+    of float32 multiply-adds, "fp32_strict" is computed by those.
     """
 
     precision: str = "fp32"

@@ -43,7 +43,8 @@ def dims_agree(a: Dim, b: Dim) -> bool:
 
 def expect_precision(precision: str, dtype: DType, op: str) -> None:
     """Refuse an attribute `precision` that does not fit the operands' dtype."""
-    expect(precision in ("fp32", "tf32"), f'{op}: precision {precision!r} is not "fp32" or "tf32"')
+    known = ("fp32", "fp32_strict", "tf32")
+    expect(precision in known, f"{op}: precision {precision!r} is not one of {', '.join(known)}")
     fits = precision == "fp32" or dtype is DType.FLOAT32
     expect(fits, f"{op}: precision {precision!r} needs float32 operands, found {dtype}")
 

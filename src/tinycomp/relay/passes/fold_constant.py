@@ -31,8 +31,8 @@ class FoldConstant(FunctionPass):
     """Replaces calls of which all arguments are constant by their results.
 
     Args:
-        growth_limit: results of more elements than this are kept as calls, unless they are no
-            larger than twice the arguments: packing a large weight is folded, broadcasting a
+        growth_limit: results of more elements than this are kept as calls, unless they have no
+            more bytes than the arguments twice: packing a large weight is folded, broadcasting a
             scalar to a large array is not.
 
         %0 = add(const(2), const(3))
@@ -98,8 +98,9 @@ class _Folder:
         fields = type_.fields if isinstance(type_, TupleType) else (type_,)
         if not all(isinstance(f, TensorType) and f.is_static for f in fields):
             return False
-        size = sum(f.size for f in fields if isinstance(f, TensorType))
-        return size <= max(self.limit, 2 * sum(a.size for a in arrays))
+        results = [f for f in fields if isinstance(f, TensorType)]
+        small = sum(f.size for f in results) <= self.limit
+        return small or sum(f.nbytes for f in results) <= 2 * sum(a.nbytes for a in arrays)
 
     def _chosen_branch(self, value: If, output: list[Binding]) -> Atom | None:
         """The result of the branch that a constant condition selects, inlined into `output`."""

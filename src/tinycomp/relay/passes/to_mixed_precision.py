@@ -51,7 +51,7 @@ ROUNDED = {"nn.attention": 3}
 class ToMixedPrecision(FunctionPass):
     """Rewrites operators to the precision that `policy` gives them.
 
-    - tf32 becomes the attribute `precision="tf32"` of nn.matmul and nn.conv2d.
+    - tf32 and fp32_strict become the attribute `precision` of nn.matmul and nn.conv2d.
     - fp16 and bf16 become the operators' type: operands are rounded, results stay short until an
       operator needs float32. Constants are stored rounded, in half the memory.
 
@@ -102,8 +102,8 @@ class _Mutator(ExprMutator):
             return self.keep(binding, call)
         override = self.policy.named(binding.span.nodes, _UNPACKED.get(call.op.name, call.op.name))
         precision = override or self.policy.base
-        if precision is Precision.TF32:
-            return self._tf32(binding, call)
+        if precision in (Precision.TF32, Precision.FP32_STRICT):
+            return self._as_attribute(binding, call, precision)
         if not precision.is_short:
             return self.keep(binding, call)
         wanted = override is not None or call.op.name in ALLOWED
@@ -111,10 +111,10 @@ class _Mutator(ExprMutator):
             return self.keep(binding, call)
         return self._shortened(binding, call, precision.storage)
 
-    def _tf32(self, binding: Binding, call: Call) -> Atom:
+    def _as_attribute(self, binding: Binding, call: Call, precision: Precision) -> Atom:
         if not hasattr(call.attrs, "precision") or not all(map(_is_float32, call.args)):
             return self.keep(binding, call)
-        attrs = replace(call.attrs, precision="tf32")  # type: ignore[call-arg]
+        attrs = replace(call.attrs, precision=str(precision))  # type: ignore[call-arg]
         return self.keep(binding, Call(call.op, call.args, attrs))
 
     def _follows(self, binding: Binding, op: Op, dtype: DType) -> bool:

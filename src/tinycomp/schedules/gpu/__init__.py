@@ -33,7 +33,7 @@ from .columns import column_axis, schedule_columns
 from .conv import expand_conv2d, merge_pixels
 from .cumulative import expand_cumulative
 from .elementwise import schedule_elementwise
-from .gemm import expand_matmul, matrix_axes, schedule_gemm
+from .gemm import expand_matmul, expand_matmul_parts, matrix_axes, schedule_gemm
 from .hopper_attention import build_hopper_attention
 from .hopper_gemm import build_hopper_product
 from .matmul_bytes import expand_matmul_bytes
@@ -56,6 +56,7 @@ def expansions(target: Target) -> dict[str, Compute]:
     matmul = partial(expand_matmul, arch=target.arch)
     return {
         "nn.matmul": lambda *call: expand_skinny(*call) or matmul(*call),
+        "nn.matmul_parts": partial(expand_matmul_parts, arch=target.arch),
         "nn.conv2d": partial(expand_conv2d, arch=target.arch),
         "nn.matmul_bytes": partial(expand_matmul_bytes, arch=target.arch),
         "nn.attention": partial(expand_attention, arch=target.arch),

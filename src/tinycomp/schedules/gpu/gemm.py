@@ -23,6 +23,8 @@ from ...codegen.cuda.limits import shared_limit
 from ...dtype import DType
 from ...ir.expr import Binary, Call, IntImm, Var, as_int, variables
 from ...ir.node import postorder
+from ...ops.matmul import MatmulAttrs
+from ...ops.operand_parts import SPLITS, TF32, sum_of_parts
 from ...ops.window import accumulation_dtype
 from ...te.tensor import ComputeOp, Tensor
 from ...tir.lower_gpu import ACCESS
@@ -80,7 +82,7 @@ def _step(tile: GemmTile, batch: int, m: int, n: int) -> float:
     return math.ceil(blocks / _BUSY) * work
 
 
-def _cycles(batch: int, m: int, n: int, k: int) -> float:
+def plain_cycles(batch: int, m: int, n: int, k: int) -> float:
     """Estimated time of a product."""
     return k * _step(choose_gemm_tile(batch, m, n), batch, m, n) / _MULTIPLY_ADDS
 
@@ -107,7 +109,7 @@ def gemm(
         precision: "tf32" allows float32 operands to be rounded for tensor cores.
         arch: of the GPU, "sm_90a" and the like.
     """
-    product, cycles, acc = _tiled, _cycles, accumulation_dtype(out.dtype)
+    product, cycles, acc = _tiled, plain_cycles, accumulation_dtype(out.dtype)
     record = tensor_core_type(out.dtype, precision, arch)
     if record is not None:
         product = partial(tensor_core_gemm, record=record, arch=arch)
@@ -208,6 +210,19 @@ def expand_matmul(
         attrs.precision,
         arch,
     )
+
+
+def expand_matmul_parts(
+    attrs: Any, args: Sequence[Tensor], out: TensorType, arch: str
+) -> list[Tensor] | None:
+    """nn.matmul_parts where there is no tile program: the parts are added as they are copied."""
+    a, parts = args
+    split = SPLITS[attrs.split]
+    whole = te.compute(
+        (attrs.k, attrs.n), lambda p, j: sum_of_parts(parts, split, p, j), name="whole"
+    )
+    precision = "tf32" if split is TF32 else "fp32"
+    return expand_matmul(MatmulAttrs(precision), (a, whole), out, arch)
 
 
 def _ravel(index: Sequence[Any], shape: Sequence[int]) -> Any:

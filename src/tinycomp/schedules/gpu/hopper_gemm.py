@@ -20,6 +20,7 @@ from ... import te
 from ...dtype import DType
 from ...ir.expr import Call, Expr, Load, Var, all_of, as_int, const, substitute
 from ...ir.node import rewrite
+from ...ops.operand_parts import SPLITS, Split
 from ...relay.nodes import Call as RelayCall
 from ...relay.nodes import Function
 from ...relay.op import Op
@@ -31,18 +32,20 @@ from ...tir.nodes import Alloc, Buffer, PrimFunc, Store
 from ...tir.passes.visit import seq
 from ...tir.schedule import create_schedule
 from ...tir.tile.layout import Major
+from ...tir.tile.nodes import TileProgram
 from ...types import TensorType
 from ..common import Kernel
 from ..to_te import to_te
 from .bind import bind_unbound
 from .elementwise import schedule_elementwise
 from .hopper_operands import Epilogue, Gathered, HopperTile, Operands, Windows
+from .hopper_parts import parts_program
 from .hopper_program import gemm_program
 from .hopper_tiles import BLOCKS, CLOCK, Task, choose_hopper_tile, estimated_seconds
 from .split_k import choose_slices
 
 ARCH = "sm_90a"
-_MIN_ROWS = 33  # more than half of one wgmma
+MIN_ROWS = 33  # more than half of one wgmma
 _MANY_PIXELS = 1024  # of an image: tiles of columns fit without much waste
 _DTYPES = (DType.FLOAT16, DType.BFLOAT16)
 
@@ -66,8 +69,12 @@ def build_hopper_product(function: Function, target: Target, name: str) -> PrimF
     slices = _slices(operands, epilogue)
     if slices > 1:
         return _in_slices(product, operands, slices, target, name)
-    program = gemm_program(name, operands, epilogue, _tile(operands, epilogue), BLOCKS)
-    return PrimFunc(name, params, 1, program)
+    return PrimFunc(name, params, 1, _program(name, operands, epilogue))
+
+
+def _program(name: str, operands: Operands, epilogue: Epilogue) -> TileProgram:
+    make = gemm_program if operands.b_split is None else parts_program
+    return make(name, operands, epilogue, _tile(operands, epilogue), BLOCKS)
 
 
 def _tile(operands: Operands, epilogue: Epilogue) -> HopperTile:
@@ -83,7 +90,7 @@ def _task(operands: Operands, epilogue: Epilogue) -> Task:
     return Task(
         operands.batch * operands.slices, operands.m, operands.n,
         math.ceil(pairs / operands.slices), 4, True, isinstance(operands.b, Gathered),
-        operands.b_major is Major.K, not epilogue.scattered,
+        operands.b_major is Major.K, not epilogue.scattered, operands.b_split,
     )  # fmt: skip
 
 
@@ -94,7 +101,7 @@ def _slices(operands: Operands, epilogue: Epilogue) -> int:
         return 1
 
     def cycles(batch: int, m: int, n: int, k: int) -> float:
-        task = replace(whole, batch=batch, k=k)
+        task = replace(whole, batch=batch, k=k * operands.dtype.itemsize // 2)
         return estimated_seconds(choose_hopper_tile(task), task) * CLOCK
 
     return choose_slices((operands.batch, operands.m, operands.n, operands.length), cycles)
@@ -115,7 +122,7 @@ def _in_slices(
     result, i, j, acc = Var("result"), Var("i"), Var("j"), Var("acc", DType.FLOAT32)
     indices = (result // slices, result % slices, i, j)
     epilogue = Epilogue(space, indices, acc, result, i, j, acc)
-    program = gemm_program(f"{name}_slices", operands, epilogue, _tile(operands, epilogue), BLOCKS)
+    program = _program(f"{name}_slices", operands, epilogue)
     return PrimFunc(name, (*params, out), 1, Alloc(space, seq((program, total.body))))
 
 
@@ -130,6 +137,7 @@ class _Product:
         self.computes = {
             "nn.matmul": self.expand_matmul,
             "nn.matmul_bytes": self.expand_matmul_bytes,
+            "nn.matmul_parts": self.expand_matmul_parts,
             "nn.conv2d": self.expand_conv2d,
         }
         self.sum = DType.FLOAT32
@@ -142,6 +150,7 @@ class _Product:
         self.gather: Callable[[Buffer, Expr, Expr, Expr], Expr] | None = None
         self.windows: Callable[[Buffer], Windows] | None = None
         self.b_major = Major.MN
+        self.b_split: Split | None = None
 
     def find(self) -> tuple[Operands, Epilogue, tuple[Buffer, ...]] | None:
         products = [
@@ -190,7 +199,7 @@ class _Product:
 
     def _takes(self, args: Sequence[Tensor], m: int, k: int) -> bool:
         inputs = all(isinstance(t.op, PlaceholderOp) for t in args)
-        return inputs and args[0].dtype in _DTYPES and m >= _MIN_ROWS and k % 8 == 0 and k > 0
+        return inputs and args[0].dtype in _DTYPES and m >= MIN_ROWS and k % 8 == 0 and k > 0
 
     def expand_matmul(
         self, attrs: Any, args: Sequence[Tensor], out: TensorType
@@ -217,10 +226,23 @@ class _Product:
         a, b = args
         m, k = (as_int(d) for d in a.shape)
         inputs = all(isinstance(t.op, PlaceholderOp) for t in args)
-        if not inputs or m < _MIN_ROWS or k % 16 or attrs.tile[1] != 1 or not k * attrs.n:
+        if not inputs or m < MIN_ROWS or k % 16 or attrs.tile[1] != 1 or not k * attrs.n:
             return None
         self.operands, self.sizes = (a, b), (1, m, attrs.n, k)
         self.b_major, self.sum = Major.K, DType.INT32
+        return self._read(out)
+
+    def expand_matmul_parts(
+        self, attrs: Any, args: Sequence[Tensor], out: TensorType
+    ) -> list[Tensor] | None:
+        """A[m, k] in float32 times the operand [k, n] that was split."""
+        *batch, m, n = out.static_shape
+        m *= math.prod(batch)
+        inputs = all(isinstance(t.op, PlaceholderOp) for t in args)
+        if not inputs or m < MIN_ROWS or attrs.k % 4 or not attrs.k * n:
+            return None
+        self.operands, self.sizes = (args[0], args[1]), (1, m, n, attrs.k)
+        self.b_split = SPLITS[attrs.split]
         return self._read(out)
 
     def expand_conv2d(
@@ -328,7 +350,7 @@ class _Product:
         a_buffer, b_buffer = (by_name[t.name] for t in self.operands)
         operands = Operands(
             *self.sources(a_buffer, b_buffer), batch, m, n, k, self.b_major, self.a_batches,
-            self.b_batches,
+            self.b_batches, b_split=self.b_split,
         )  # fmt: skip
         epilogue = Epilogue(result, tuple(place), value, b, i, j, acc, bool(self.images))
         return operands, epilogue, (*params, result)
@@ -347,7 +369,7 @@ def takes_channels_last(attrs: Any, out: TensorType, channels: int) -> bool:
     corners = (top, left, *(r - p for r, p in zip(reach, (bottom, right), strict=True)))
     return (
         out.dtype in _DTYPES
-        and math.prod(pixels) >= _MIN_ROWS
+        and math.prod(pixels) >= MIN_ROWS
         and attrs.groups == 1
         and channels % 8 == outputs % 8 == 0
         and max(attrs.strides) <= 8

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ...dtype import DType
 from ...ir.expr import Expr, Var
+from ...ops.operand_parts import Split
 from ...tir.nodes import Buffer
 from ...tir.tile.layout import ROW_BYTES, Major
 from ...tir.tile.nodes import Im2col
@@ -100,6 +101,7 @@ class Operands:
     Attributes:
         a_batches, b_batches: whether they have the batch, or one matrix serves all.
         slices: of the sum; slice s of batch b is result b * slices + s.
+        b_split: how B is split into parts, if it is, by nn.split_operand; A is float32 then.
     """
 
     a: Buffer | Windows
@@ -112,6 +114,7 @@ class Operands:
     a_batches: bool = True
     b_batches: bool = True
     slices: int = 1
+    b_split: Split | None = None
 
     @property
     def dtype(self) -> DType:

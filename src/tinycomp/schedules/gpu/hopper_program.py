@@ -55,7 +55,7 @@ from .hopper_epilogue import PAIRS, ROWS, Writer, shared_tile
 from .hopper_operands import Epilogue, Gathered, HopperTile, Operands
 from .hopper_split import ClusterSum
 
-_ROLLED = {"unroll": 1}
+ROLLED = {"unroll": 1}
 
 
 def gemm_program(
@@ -66,10 +66,12 @@ def gemm_program(
     Args:
         blocks: how many the machine runs at a time; no more are launched.
     """
-    return _Gemm(name, operands, epilogue, tile, blocks).program()
+    return Gemm(name, operands, epilogue, tile, blocks).program()
 
 
-class _Gemm:
+class Gemm:
+    """The program, role by role; `program` gives all of it."""
+
     def __init__(
         self, name: str, operands: Operands, epilogue: Epilogue, tile: HopperTile, blocks: int
     ) -> None:
@@ -86,7 +88,7 @@ class _Gemm:
         self.together = tile.cluster * tile.split  # blocks of a cluster
         self.clusters = min(self.tiles, max(1, blocks // self.together))
         self.block, self.rank = Var("block"), Var("rank")
-        self.copies = Copies(operands, tile, self.rank)
+        self.copies = self._copies()
         self.step, self.steps = self.copies.step, self.copies.steps  # of the sum
         self.gathers = isinstance(operands.b, Gathered)
         self.b_major = Major.MN if self.gathers else operands.b_major
@@ -101,7 +103,12 @@ class _Gemm:
             self.writer = ClusterSum.of(operands, epilogue, tile, self.rank)
         else:
             self.writer = Writer.of(name, operands, epilogue, tile, self.shape)
+        self.thread, self.warpgroup = Var("thread"), Var("warpgroup")  # of consumers
+        self.arrays: tuple[Buffer, ...] = ()  # that they have in registers, beside sums
         self._shared()
+
+    def _copies(self) -> Copies:
+        return Copies(self.operands, self.tile, self.rank)
 
     def _shared(self) -> None:
         tile, o = self.tile, self.operands
@@ -171,7 +178,7 @@ class _Gemm:
         body.append(self.copies.load_a(step, row, self.a_tile, write, self.full))
         body += self.copies.load_b(step, column, self.b_tile, write, self.full)
         body.append(Advance(write))
-        loop = For(k, const(0), const(self.steps), Seq(tuple(body)), annotations=_ROLLED)
+        loop = For(k, const(0), const(self.steps), Seq(tuple(body)), annotations=ROLLED)
         return Role(
             "producer", 0, 1, Var("warpgroup"), Var("thread"),
             self._walk(loop, place), self._registers()[0], True, (write,),
@@ -194,7 +201,7 @@ class _Gemm:
             NamedBarrier(warpgroup + (tile.consumers + 1), 1),  # behind those of the consumers
             Arrive(self.full, write), Advance(write),
         ))  # fmt: skip
-        loop = For(k, const(0), const(self.steps), body, annotations=_ROLLED)
+        loop = For(k, const(0), const(self.steps), body, annotations=ROLLED)
         return Role(
             "producer", 0, tile.gatherers, warpgroup, thread,
             self._walk(loop, place), self._registers()[0], False, (write,),
@@ -234,7 +241,7 @@ class _Gemm:
     def _consumer(self) -> Role:
         tile = self.tile
         read, release = Cursor("read", tile.depth), Cursor("release", tile.depth)
-        warpgroup, thread = Var("warpgroup"), Var("thread")
+        warpgroup, thread = self.warpgroup, self.thread
         place, row, column = self._place()
         registers = self.per_consumer * self.shape.registers
         buffer = Buffer("acc", (const(registers),), self.shape.acc, Scope.LOCAL)
@@ -245,14 +252,20 @@ class _Gemm:
         parts, start = [*issue, *drain], []
         if tile.alternate:
             parts, start = self._in_turn(issue, drain, turn, (read, release), warpgroup)
-        parts += self.writer.write(acc, place[0], row, column, part, warpgroup, thread)
+        sums = self._result(acc)
+        parts += self.writer.write(sums, place[0], row, column, part, warpgroup, thread)
         mine = warpgroup if tile.alternate else None
         walk = self._walk(Seq(tuple(parts)), place, mine)
         cursors = (read, release, *((turn,) if tile.alternate else ()), *self.writer.cursors)
         return Role(
             "consumer", tile.gatherers if self.gathers else 1, tile.consumers, warpgroup, thread,
             Seq((*start, walk, *self.writer.done)), self._registers()[1], False, cursors, (acc,),
+            self.arrays,
         )  # fmt: skip
+
+    def _result(self, acc: Accumulator) -> Accumulator:
+        """Where the sums are after the main loop."""
+        return acc
 
     def _in_turn(
         self, issue: list[Stmt], drain: list[Stmt], turn: Cursor, ring: tuple[Cursor, ...],
@@ -277,7 +290,7 @@ class _Gemm:
         """The sum over k, and the wait for its end. A stage is released when the products of the
         next one are under way; in a ring of one stage there is no next one before."""
         if not self.steps:
-            return [ThreadCode(_zero(acc))], []
+            return [ThreadCode(zero(acc))], []
         k = Var("k")
         free = [Arrive(self.empty, release, self.tile.cluster > 1), Advance(release)]
         first, later = (self._multiply(acc, read, part, past) for past in (False, True))
@@ -286,7 +299,7 @@ class _Gemm:
             last: list[Stmt] = []
         else:
             later, last = [*later, WgmmaWait(1), *free], [WgmmaWait(0), *free]
-        loop = For(k, const(1), const(self.steps - 1), Seq(tuple(later)), annotations=_ROLLED)
+        loop = For(k, const(1), const(self.steps - 1), Seq(tuple(later)), annotations=ROLLED)
         return [*first, *([loop] if self.steps > 1 else [])], last
 
     def _multiply(self, acc: Accumulator, read: Cursor, part: Expr, accumulate: bool) -> list[Stmt]:
@@ -308,7 +321,7 @@ class _Gemm:
         return [*out, WgmmaCommit(), Advance(read)]
 
 
-def _zero(acc: Accumulator) -> Stmt:
+def zero(acc: Accumulator) -> Stmt:
     register = Var("register")
     count = math.prod((acc.tiles, acc.shape.registers))
     store = Store(acc.buffer, (register,), const(0, acc.shape.acc))

@@ -13,9 +13,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from ...ops.operand_parts import BF16X6, TF32, Split
 from ...tir.tile.layout import ROW_BYTES
 from ...tir.tile.verify import SHARED_LIMIT
 from .hopper_operands import HopperTile
+from .hopper_parts import PLANS
 from .hopper_split import parts_bytes
 
 BLOCKS = 132  # multiprocessors of an H100 or H200
@@ -31,6 +33,8 @@ FILL = 1.2e-6  # seconds until the first product (kernels of one wave in fast.cu
 MEETING = 0.3e-6  # seconds until the blocks of a cluster have met (a guess)
 BARRIERS = 50e-9  # seconds that a step waits, whatever its size (a guess)
 _SPLITS = (2, 3, 4, 5, 6, 8)
+_SPLITTING_A = {BF16X6: 200, TF32: 60}  # instructions of a warp for a stage of 64 rows (its SASS)
+_TURN = 100  # cycles from the last product of a stage to the next, besides additions (a guess)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,15 @@ _GATHERING = tuple(
     )
 )  # fmt: skip
 
+_OF_PARTS = {
+    BF16X6: ((64, 64, 1), (64, 128, 1), (128, 64, 2), (128, 128, 2)),
+    TF32: (
+        (64, 64, 1), (64, 128, 1), (64, 256, 1), (128, 64, 2), (128, 128, 2), (128, 192, 2),
+        (128, 256, 2),
+    ),
+}  # fmt: skip
+"""Each consumer has 64 rows, whose parts fit its registers."""
+
 _SPLITTING = tuple(
     _Shape(rows, columns, consumers, False)
     for rows, columns, consumers in (
@@ -73,12 +86,13 @@ class Task:
     """A product to choose a tile for.
 
     Attributes:
-        k: length of the sum, in 16-bit elements; tensor cores take bytes twice as fast.
+        k: bytes of a row of A, by two; tensor cores take bytes twice as fast as 16-bit elements.
         itemsize: of the result.
         staged: whether it may go through shared memory and TMA.
         gathers: whether B is computed.
         narrow: whether B is K-major, so that tiles may have fewer columns than a line of memory.
         shares: whether the blocks of a cluster may share a sum.
+        b_split: as in `Operands`; other operands have 16 bits.
     """
 
     batch: int
@@ -90,6 +104,18 @@ class Task:
     gathers: bool = False
     narrow: bool = False
     shares: bool = True
+    b_split: Split | None = None
+
+    @property
+    def step(self) -> int:
+        """Elements of the sum in one stage."""
+        return ROW_BYTES // (2 if self.b_split is None else 4)
+
+    @property
+    def column_bytes(self) -> int:
+        """Of one column of B in one stage."""
+        split = self.b_split
+        return ROW_BYTES if split is None else self.step * split.dtype.itemsize * split.count
 
 
 @functools.cache
@@ -111,11 +137,13 @@ def choose_hopper_tile(task: Task) -> HopperTile:
 
 
 def _candidates(task: Task) -> Iterator[HopperTile]:
-    for shape in _GATHERING if task.gathers else _SHAPES:
+    for shape in _shapes(task):
         boxes = shape.consumers * 2 * 64 * ROW_BYTES * task.staged
         for cluster in (1,) if task.gathers else (1, 2):
+            if task.b_split is BF16X6 and shape.columns % (64 * cluster):
+                continue  # each block copies whole rows of 64 columns
             yield HopperTile(
-                shape.rows, shape.columns, _depth(shape, boxes), shape.consumers, cluster,
+                shape.rows, shape.columns, _depth(shape, boxes, task), shape.consumers, cluster,
                 staged=task.staged, alternate=shape.alternate,
             )  # fmt: skip
     if task.gathers or not task.shares:
@@ -125,12 +153,20 @@ def _candidates(task: Task) -> Iterator[HopperTile]:
             continue
         for split in (s for s in _SPLITS if s * ROW_BYTES // 2 <= task.k):
             tile = HopperTile(shape.rows, shape.columns, 1, shape.consumers, split=split)
-            yield replace(tile, depth=_depth(shape, parts_bytes(tile)))
+            yield replace(tile, depth=_depth(shape, parts_bytes(tile), task))
 
 
-def _depth(shape: _Shape, other: int) -> int:
+def _shapes(task: Task) -> Iterator[_Shape]:
+    if task.b_split is None:
+        yield from _GATHERING if task.gathers else _SHAPES
+        return
+    for rows, columns, consumers in _OF_PARTS[task.b_split]:
+        yield _Shape(rows, columns, consumers, False)
+
+
+def _depth(shape: _Shape, other: int, task: Task) -> int:
     """Stages of the ring that fit beside `other` bytes of shared memory."""
-    stage = (shape.rows + shape.columns) * ROW_BYTES
+    stage = shape.rows * ROW_BYTES + shape.columns * task.column_bytes
     return min(8, (SHARED_LIMIT - other - 2048) // stage)
 
 
@@ -142,16 +178,29 @@ def blocks_of(tile: HopperTile, task: Task) -> tuple[int, int]:
     return blocks, sum(group // together * together for group in _GROUPS)
 
 
+def _step_seconds(tile: HopperTile, task: Task) -> float:
+    """The slowest of what a stage needs."""
+    flops = 2 * tile.rows * tile.columns * task.step
+    copied = tile.rows * ROW_BYTES + tile.columns / tile.cluster * task.column_bytes
+    split = task.b_split
+    if split is None:
+        read = tile.rows // 64 * (64 + tile.columns) * ROW_BYTES
+        gathered = tile.columns * task.step * task.gathers
+        return max(flops / TENSOR, copied / REFILL, read / SHARED, gathered / _GATHER)
+    plan = PLANS[split]
+    flops *= len(plan.products) * split.dtype.itemsize // 2  # tf32 has half the rate
+    part = tile.columns * task.column_bytes // split.count
+    read = tile.rows * ROW_BYTES + tile.rows // 64 * part * len(plan.products)
+    slowest = max(flops / TENSOR, copied / REFILL, read / SHARED)
+    alone = _SPLITTING_A[split] + _TURN + tile.columns // 2 * plan.promotes
+    return max(slowest, alone / CLOCK + slowest / tile.consumers)
+
+
 def estimated_seconds(tile: HopperTile, task: Task) -> float:
-    """Estimated time of a product with 16-bit operands."""
+    """Estimated time of a product."""
     blocks, slots = blocks_of(tile, task)
     waves = math.ceil(blocks / slots)
-    flops = 2 * tile.rows * tile.columns * (ROW_BYTES // 2)
-    copied = (tile.rows + tile.columns / tile.cluster) * ROW_BYTES
-    read = tile.rows // 64 * (64 + tile.columns) * ROW_BYTES
-    gathered = tile.columns * (ROW_BYTES // 2) * task.gathers
-    slowest = max(flops / TENSOR, copied / REFILL, read / SHARED, gathered / _GATHER)
-    step = slowest + BARRIERS
+    step = _step_seconds(tile, task) + BARRIERS
     size = tile.rows * tile.columns
     epilogue = size * task.itemsize / STORE
     start = FILL + MEETING * (tile.cluster * tile.split > 1)

@@ -32,7 +32,12 @@ Sizes = tuple[int, int, int, int]
 
 
 def choose_slices(sizes: Sizes, cycles: Callable[[int, int, int, int], float]) -> int:
-    """How many slices take the shortest estimated time.
+    """How many slices take the shortest estimated time; see `fastest`."""
+    return fastest(sizes, cycles)[0]
+
+
+def fastest(sizes: Sizes, cycles: Callable[[int, int, int, int], float]) -> tuple[int, float]:
+    """How many slices take the shortest estimated time, and that time in cycles.
 
     Args:
         sizes: batch, rows, columns and length of the sum.
@@ -40,7 +45,7 @@ def choose_slices(sizes: Sizes, cycles: Callable[[int, int, int, int], float]) -
 
     >>> def waves(batch, m, n, k):  # tiles of 64 x 64, a cycle for each step along k
     ...     return -(-batch * -(-m // 64) * -(-n // 64) // 132) * k
-    >>> choose_slices((1, 64, 768, 65536), waves), choose_slices((1, 4096, 4096, 65536), waves)
+    >>> fastest((1, 64, 768, 65536), waves)[0], fastest((1, 4096, 4096, 65536), waves)[0]
     (8, 1)
     """
     batch, m, n, k = sizes
@@ -52,7 +57,8 @@ def choose_slices(sizes: Sizes, cycles: Callable[[int, int, int, int], float]) -
         moved = 2 * 4 * slices * batch * m * n / _BYTES
         return cycles(slices * batch, m, n, slice_length(k, slices)) + _LAUNCH + moved
 
-    return min((s for s in _CHOICES if s == 1 or k // s >= _MIN_LENGTH), key=time)
+    slices = min((s for s in _CHOICES if s == 1 or k // s >= _MIN_LENGTH), key=time)
+    return slices, whole if slices == 1 else time(slices)
 
 
 def slice_length(k: int, slices: int) -> int:

@@ -30,8 +30,11 @@ def multiply_add(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     if c.dtype.kind == "i":
         return a.astype(c.dtype) @ b.astype(c.dtype).T + c
     a, b = (_operand(x) for x in (a, b))
-    terms = np.concatenate([a[:, None, :] * b[None, :, :], c[..., None].astype(np.float64)], -1)
-    total = _cut(terms, _exponent(np.abs(terms).max(-1))[..., None] - _MANTISSA - _EXTRA).sum(-1)
+    terms = np.empty((a.shape[1] + 1, *c.shape))
+    np.multiply(a.T[:, :, None], b.T[:, None, :], out=terms[:-1])
+    terms[-1] = c
+    largest = _exponent(np.maximum(terms.max(0), -terms.min(0)))
+    total = _cut(terms, largest - _MANTISSA - _EXTRA).sum(0)
     return _cut(total, np.maximum(_exponent(total), -126) - _MANTISSA).astype(np.float32)
 
 
@@ -47,4 +50,5 @@ def _exponent(x: np.ndarray) -> np.ndarray:
 
 def _cut(x: np.ndarray, bit: np.ndarray) -> np.ndarray:
     """Towards zero to multiples of 2^bit."""
-    return np.ldexp(np.trunc(np.ldexp(x, -bit)), bit)
+    scaled = x * np.ldexp(1.0, -bit)
+    return np.trunc(scaled, out=scaled) * np.ldexp(1.0, bit)

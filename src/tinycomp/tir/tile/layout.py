@@ -146,9 +146,9 @@ def fragment_column(thread: Any, register: Any) -> Any:
     return register // 4 * 8 + thread % 4 * 2 + register % 2
 
 
-def left_element(row_half: int, k_half: int, pack: int) -> int:
+def left_element(row_half: Any, k_half: Any, pack: int) -> Any:
     """The first of the `pack` neighbouring elements of A that a thread holds in one register: rows
-    of the lower or upper 8 of 16, and the first or second half of k.
+    of the upper or lower 8 of 16, and the first or second half of k. Works on expressions too.
 
     >>> left_element(1, 0, 2), left_element(0, 1, 2)  # PTX ISA: a2 is 8 rows below, a4 has k + 8
     (2, 4)
