@@ -27,7 +27,7 @@ def contest(
     *,
     precision: str = "fp32",
     flops: float = 0,
-    channels_last: bool = False,
+    channels_last: Sequence[int] = (),
     autotune: bool = False,
     weights: Sequence[int] = (),
 ) -> Iterator[Row]:
@@ -39,6 +39,7 @@ def contest(
         triton_call: the name in `peers.triton_ops` of one that takes an output too.
         precision: of products; "tf32" switches it on in the peers as well.
         flops: of the computation, to report TFLOP/s; 0 reports GB/s only.
+        channels_last: positions of inputs in NCHW that the peers get with channels innermost.
         weights: positions of inputs that are constants; all engines reuse them in every launch.
     """
     inputs = [(env.sizes(*shape), dtype) for shape, dtype in inputs]
@@ -104,7 +105,8 @@ def _random(rng: np.random.Generator, shape: Sequence[int], dtype: str) -> np.nd
 
 def _engines(
     env: Env, program: Program, sets: list[list[np.ndarray]], weights: Sequence[int],
-    torch_call: Any, triton_call: str, precision: str, channels_last: bool, autotune: bool,
+    torch_call: Any, triton_call: str, precision: str, channels_last: Sequence[int],
+    autotune: bool,
 ) -> dict[str, Callable[[], tuple[np.ndarray, Any]]]:  # fmt: skip
     """How each engine is made ready: its result for the first set, and what to time."""
     torch = functools.partial(_torch, env, sets, torch_call, precision, channels_last)
@@ -143,8 +145,8 @@ def _named(ops: Any, torch_call: Any) -> Callable[..., Any]:
 
 
 def _torch(
-    env: Env, sets: list[list[np.ndarray]], torch_call: Any, precision: str, channels_last: bool,
-    mode: str,
+    env: Env, sets: list[list[np.ndarray]], torch_call: Any, precision: str,
+    channels_last: Sequence[int], mode: str,
 ) -> tuple[np.ndarray, Timed]:  # fmt: skip
     from peers import torch_ops
 
@@ -153,8 +155,10 @@ def _torch(
     if mode != "eager":
         call = torch_ops.compiled(call, mode == "max-autotune", env.device)
     arrays = _uploaded(env, sets)
-    if channels_last:
-        arrays = [torch_ops.channels_last(inputs) for inputs in arrays]
+    arrays = [
+        [torch_ops.channels_last(t) if i in channels_last else t for i, t in enumerate(inputs)]
+        for inputs in arrays
+    ]
     result = torch_ops.to_numpy(call(*arrays[0]))
     return result, torch_graph(env, lambda i: call(*arrays[i]), len(sets))
 

@@ -1,4 +1,8 @@
-"""conv: layers of ResNet-50, MobileNetV2 and YOLO beside cuDNN (through PyTorch)."""
+"""conv: layers of ResNet-50, MobileNetV2 and YOLO beside cuDNN (through PyTorch).
+
+Images in 16 bits are NHWC, as they are inside of networks; others NCHW, which the peers may store
+with channels innermost.
+"""
 
 from __future__ import annotations
 
@@ -34,19 +38,22 @@ def _run(layer: tuple[int, ...], batch: int, precision: str, dtype: str, env: En
     pad = kernel // 2
     out = (size + 2 * pad - kernel) // stride + 1
     weight = (features, channels // groups, kernel, kernel)
+    nhwc = dtype == "bfloat16"
+    image = (batch, size, size, channels) if nhwc else (batch, channels, size, size)
 
     def make(b, x, w):
         return b.call(
-            "nn.conv2d", x, w, strides=(stride, stride), padding=(pad,) * 4, groups=groups
-        )
+            "nn.conv2d", x, w, strides=(stride, stride), padding=(pad,) * 4, groups=groups,
+            data_layout="NHWC" if nhwc else "NCHW",
+        )  # fmt: skip
 
     return contest(
         env,
         make,
-        [((batch, channels, size, size), dtype), (weight, dtype)],
-        lambda ops: ops.conv2d(stride, pad, groups),
+        [(image, dtype), (weight, dtype)],
+        lambda ops: ops.conv2d(stride, pad, groups, nhwc),
         precision="tf32" if precision == "tf32" else "fp32",
         flops=2.0 * batch * out * out * features * channels // groups * kernel * kernel,
-        channels_last=True,
+        channels_last=(1,) if nhwc else (0, 1),
         weights=(1,),
     )

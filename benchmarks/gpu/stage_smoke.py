@@ -12,6 +12,7 @@ from device import relative_error, run_func
 from harness import Case, Env, Row
 from tests.tir.tensor_intrinsics.products import warp_product
 from tests.tir.tile.products import SHAPES, Product
+from tests.tir.tile.windows import WINDOWS, windows_product
 
 from tinycomp import te
 from tinycomp.dtype import DType
@@ -157,7 +158,25 @@ def tiles() -> Iterator[Case]:
         yield Case(f"tile/{name}", lambda env, n=name: run_one(n, env))
 
 
+def windows() -> Iterator[Case]:
+    """Convolutions of NHWC images on small integers, whose sums are exact: a wrong corner, offset,
+    stride or zero of an im2col map shows."""
+
+    def run_one(case: tuple[int, ...], env: Env) -> Iterator[Row]:
+        if env.arch != "sm_90a":
+            yield {"skipped": f"tile programs are for sm_90a, this is {env.arch}"}
+            return
+        func, arrays, wanted = windows_product(*case)
+        got = run_func(func, arrays, env)[-1]
+        error = relative_error(got, wanted)
+        yield {"error": error, "ok": error == 0}
+
+    for case in WINDOWS:
+        name = "x".join(map(str, case))
+        yield Case(f"window/{name}", lambda env, c=case: run_one(c, env))
+
+
 GROUPS: tuple[Callable[[], Iterable[Case]], ...] = (
-    functions, conversions, integers, products, instructions, tiles,
+    functions, conversions, integers, products, instructions, tiles, windows,
 )  # fmt: skip
 """Add a generator of cases here."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -86,16 +86,22 @@ def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.
     return torch.softmax(scores, -1) @ v
 
 
-def conv2d(stride: int, padding: int, groups: int) -> Callable[..., torch.Tensor]:
+def conv2d(
+    stride: int, padding: int, groups: int, nhwc: bool = False
+) -> Callable[..., torch.Tensor]:
+    """A convolution; with `nhwc` of images [N, H, W, C], for PyTorch NCHW with strides."""
+
     def call(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(x, w, None, stride, padding, 1, groups)
+        x = x.permute(0, 3, 1, 2) if nhwc else x
+        y = F.conv2d(x, w, None, stride, padding, 1, groups)
+        return y.permute(0, 2, 3, 1) if nhwc else y
 
     return call
 
 
-def channels_last(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def channels_last(tensor: torch.Tensor) -> torch.Tensor:
     """The layout in which cuDNN's tensor-core kernels work without transposing."""
-    return [t.to(memory_format=torch.channels_last) for t in tensors]
+    return tensor.to(memory_format=torch.channels_last)
 
 
 def compiled(

@@ -198,6 +198,7 @@ def _products() -> dict[str, Case]:
         "matvec": matmul((1, 1280), (1280, 1000)),
         "matmul f16": matmul((1024, 1024), (1024, 1024), H),
         "matmul bf16": matmul((512, 1024), (1024, 512), "bfloat16"),
+        "matmul long sum bf16": matmul((128, 3072), (3072, 768), "bfloat16"),
         "matmul f64": matmul((256, 256), (256, 256), "float64"),
     }
 
@@ -226,9 +227,44 @@ def _attention() -> dict[str, Case]:
     }
 
 
+def _channels_last() -> dict[str, Case]:
+    """Layers of 16-bit convolutional networks, with bias, residual and activation."""
+
+    def conv(n: int, size: int, channels: int, outputs: int, kernel: int, stride: int = 1) -> Case:
+        attrs = Conv2dAttrs(
+            strides=(stride, stride), padding=(kernel // 2,) * 4, data_layout="NHWC",
+            kernel_layout="packed", out_channels=outputs, kernel_size=(kernel, kernel),
+            tile=(1, 1, 1),
+        )  # fmt: skip
+
+        def layer(b: Any, x: Any, w: Any, bias: Any, residual: Any) -> Any:
+            y = b.call("add", b.call("nn.conv2d", x, w, attrs=attrs), bias)
+            return b.call("nn.relu", b.call("add", y, residual))
+
+        image, out = (n, size, size, channels), (n, size // stride, size // stride, outputs)
+        weights = (outputs, kernel, kernel, channels, 1)
+        return layer, tuple((s, "bfloat16") for s in (image, weights, (outputs,), out))
+
+    depthwise = Conv2dAttrs(
+        padding=(1, 1, 1, 1), groups=144, data_layout="NHWC", kernel_layout="HWC",
+        out_channels=144, kernel_size=(3, 3),
+    )  # fmt: skip
+    return {
+        "conv nhwc 3x3": conv(1, 56, 64, 64, 3),
+        "conv nhwc 3x3 small": conv(1, 14, 256, 256, 3),
+        "conv nhwc 3x3 batch": conv(32, 28, 128, 128, 3),
+        "conv nhwc stride 2": conv(8, 56, 128, 128, 3, 2),
+        "conv nhwc 1x1 batch": conv(32, 56, 64, 256, 1),
+        "depthwise nhwc": (
+            one("nn.conv2d", depthwise), (((8, 56, 56, 144), H), ((3, 3, 144), H)),
+        ),
+    }  # fmt: skip
+
+
 CASES: dict[str, Case] = (
-    _elementwise() | _rows() | _reductions() | _windows() | _products() | _attention()
-)
+    _elementwise() | _rows() | _reductions() | _windows() | _channels_last() | _products()
+    | _attention()
+)  # fmt: skip
 
 
 def compiled(name: str, arch: str = "sm_90a") -> Cubin:
