@@ -101,8 +101,8 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=SIZES",
-        help="an open dimension: 8, a range 1..64, buckets 1,8,32 to compile now, auto or auto..512 "
-        "for buckets made when needed, or * for any",
+        help="an open dimension: 8, a range 1..64, buckets 1,8,32 to compile now, auto or "
+        "auto..512 for buckets made when needed, or * for any",
     )
     group.add_argument("--opt-level", type=int, choices=range(4), default=3)
     group.add_argument(

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from onnx import numpy_helper, parser
 
+from tinycomp.diagnostics import ExecutionError
 from tinycomp.frontend.onnx import OnnxModel
 from tinycomp.ops import default_ops
 from tinycomp.relay.interpreter import evaluate
@@ -151,10 +152,25 @@ MASKED = {
         s = Shape <start = 0, end = 1> (x) p = Slice(t, zero, s, zero) y = Add(x, p) }""",
     "causal": """g (float[n, n] x) => (float[n, n] y) <float low = {-1e9}> {
         t = Trilu <upper = 0> (x) b = Cast <to = 9> (t) w = Where(b, x, low) y = Softmax(w) }""",
-}
-NOT_PROVEN = {
     "row_by_data": """g (float[n, 3] x, int64[n] i) => (float[n, 3] y)
         { y = Gather <axis = 0> (x, i) }""",
+    "last_token": """g (float[2, n, 3] x, int64[2, n] mask) => (float[2, 3] y)
+        <int64[1] a = {1}, int64[1] one = {1}>
+        { c = ReduceSum(mask, a) i = Sub(c, one) y = GatherND <batch_dims = 1> (x, i) }""",
+    "repeated": """g (float[n, 3] x) => (float[m, 3] y) <int64[2] r = {2, 1}>
+        { y = Tile(x, r) }""",
+    "average_pool": """g (float[1, 2, n, n] x) => (float[1, 2, n, n] y)
+        { y = AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x) }""",
+    "resized": """g (float[1, 1, n, n] x) => (float[1, 1, m, m] y) <float[4] s = {1, 1, 2, 2}>
+        { y = Resize <mode = "linear"> (x, , s) }""",
+    "resized_from_corner_to_corner": """g (float[1, n] x) => (float[1, m] y)
+        <float[2] s = {1, 1.5}> {
+        y = Resize <mode = "cubic", coordinate_transformation_mode = "align_corners"> (x, , s) }""",
+    "appended": """g (float[2, n, 4] past, float[2, 1, 4] k) => (float[2, 1, 4] y)
+        { c = Concat <axis = 1> (past, k) t = Transpose <perm = [0, 2, 1]> (c)
+        s = MatMul(k, t) p = Softmax(s) y = MatMul(p, c) }""",
+}
+NOT_PROVEN = {
     "last_of_equals": """g (float[n, 3] x) => (int64[3] y)
         { y = ArgMax <axis = 0, keepdims = 0, select_last_index = 1> (x) }""",
     "sorted": """g (float[n] x) => (float[2] y, int64[2] i) <int64[1] k = {2}>
@@ -188,8 +204,38 @@ def test_what_may_not(name):
 
 
 def test_the_reason_names_the_node():
-    model, of = bounded(NOT_PROVEN["row_by_data"], 4)
-    assert model.fit(of(3)) == "take mixes or counts what is padded (node Gather#0)"
+    """Of the first operator that stands in the way, not of one that could have been masked."""
+    model, of = bounded(
+        """g (float[n] x) => (float[2] y, int64[2] i, float[n] z) <int64[1] k = {2}>
+        { z = Softmax(x) y, i = TopK(z, k) }""",
+        4,
+    )
+    assert model.fit(of(3)) == "topk mixes or counts what is padded (node TopK#1)"
+
+
+def test_indices_out_of_range_are_found():
+    """An index that is right for the bucket, and wrong for the size."""
+    model, of = bounded(MASKED["row_by_data"], 5)
+    small = of(3)
+    fit = model.fit(small)
+    x = np.zeros((5, 3), np.float32)
+    for wrong in (3, -4):
+        with pytest.raises(ExecutionError):
+            evaluate(model.module(), [x, np.array([0, wrong, 0, 0, 0]), *fit.hidden])
+    evaluate(model.module(), [x, np.array([2, -3, 0, 0, 0]), *fit.hidden])
+
+
+def test_indices_computed_for_padding_stay_in_range():
+    """Positions that go on counting behind the true extent, where the table ends."""
+    text = """g (int64[n] x) => (float[n, 2] y)
+        <int64 a = {0}, float[3, 2] t = {1, 2, 3, 4, 5, 6}> {
+        p = CumSum <exclusive = 1> (x, a) y = Gather <axis = 0> (t, p) }"""
+    model, of = bounded(text, 6)
+    for n in (2, 3):
+        fit = model.fit(of(n))
+        ones = np.ones(6, np.int64)
+        (got,) = evaluate(model.module(), [ones, *fit.hidden])
+        np.testing.assert_array_equal(fit.crops[0](got)[:, 0], [1, 3, 5][:n])
 
 
 def test_a_plan_that_a_size_does_not_fit():

@@ -1,4 +1,4 @@
-"""Random graphs: one model for all sizes gives, in its corner, what the model for the size gives."""
+"""Random graphs: in its corner, one model for all sizes gives what the model for the size gives."""
 
 import numpy as np
 import pytest

@@ -22,12 +22,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ...types import TensorType
-from ..builder import Builder
-from ..nodes import Atom, Function, IRModule, Var, replace_args
+from ..nodes import IRModule
 from ..op import OpSet
+from .emit import Emitter
 from .layout import Claim
-from .walk import Extent, Mask, Plan, Slot, Walk
+from .walk import Extent, Plan, Slot, Walk
 
 T = TypeVar("T")
 
@@ -92,8 +91,8 @@ class Bounded:
         """How the model runs smaller sizes; or why it is not proven to."""
         walk = Walk(small, self.large, self.ops, self.plan)
         reason = walk.run()
-        if reason is not None:
-            return reason
+        if reason is not None:  # the plan may lack something for want of something else
+            return Walk(small, self.large, self.ops, self.plan, extend=True).run() or reason
         hidden: list[np.ndarray] = []
         sizes = [{walk.extents[e].small for e in group} for group in self.extents]
         if sizes:
@@ -115,7 +114,7 @@ class Bounded:
         walk = Walk(self.large, self.large, self.ops, self.plan)
         reason = walk.run()
         assert reason is None, reason
-        function, names = _Emitter(self, walk).run()
+        function, names = Emitter(walk, self.extents, self.constants).run()
         inputs = self.large.input_names
         return replace(
             self.large,
@@ -166,64 +165,3 @@ def _padded(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """The array with its last elements repeated, so that indices stay valid."""
     at = [np.minimum(np.arange(n), m - 1) for m, n in zip(array.shape, shape, strict=True)]
     return np.asarray(array[np.ix_(*at)])
-
-
-class _Emitter:
-    """Writes the large model with what its plan does."""
-
-    def __init__(self, bounded: Bounded, walk: Walk) -> None:
-        self.plan, self.walk = bounded.plan, walk
-        self.main = bounded.large.main
-        self.builder = Builder(bounded.ops)
-        self.builder.params = list(self.main.params)
-        self.element = {e: k for k, group in enumerate(bounded.extents) for e in group}
-        names = []
-        if bounded.extents:
-            names.append("extents")
-            self.extents = self.builder.param("extents", (len(bounded.extents),), "int32")
-        self.fed: dict[Slot, Var] = {}
-        for k, group in enumerate(bounded.constants):
-            _, value = walk.values[group[0]]
-            names.append(f"constant{k}")
-            param = self.builder.param(names[-1], value.shape, str(value.dtype))
-            self.fed.update(dict.fromkeys(group, param))
-        taken = {*bounded.large.input_names}
-        self.names = ["'" * (name in taken) + name for name in names]
-
-    def run(self) -> tuple[Function, list[str]]:
-        for path, _, binding in self.walk.steps:
-            self.builder.span = binding.span
-            args: list[Atom] = []
-            for number, atom in enumerate(binding.args):
-                slot = path, number
-                atom = self.fed.get(slot, atom)
-                mask = self.plan.masks.get(slot)
-                args.append(atom if mask is None else self._masked(slot, atom, mask))
-            value = replace_args(binding.value, args)
-            self.builder.bindings.append(
-                binding if value is binding.value else replace(binding, value=value)
-            )
-        result = self.walk.final
-        return replace(
-            self.main,
-            params=tuple(self.builder.params),
-            bindings=tuple(self.builder.bindings),
-            result=result,
-        ), self.names
-
-    def _masked(self, slot: Slot, atom: Atom, mask: Mask) -> Atom:
-        """where(index < extent, atom, fill), for every place that is masked."""
-        call, const = self.builder.call, self.builder.const
-        assert isinstance(atom.type, TensorType)
-        inside: Atom | None = None
-        for axis, f in sorted(mask.places):
-            sizes = mask.sizes[axis]
-            index = np.arange(math.prod(sizes), dtype=np.int32) // math.prod(sizes[f + 1 :])
-            column = (-1,) + (1,) * (atom.type.rank - axis - 1)
-            k = self.element[slot, (axis, f)]
-            extent = call("strided_slice", self.extents, begin=(k,), end=(k + 1,), strides=(1,))
-            extent = call("reshape", extent, newshape=(1,) * len(column))
-            test = call("less", const((index % sizes[f]).reshape(column)), extent)
-            inside = test if inside is None else call("logical_and", inside, test)
-        assert inside is not None
-        return call("where", inside, atom, const(mask.fill, atom.type.dtype))

@@ -32,6 +32,7 @@ from ...ir.expr import (
     substitute,
 )
 from ...ir.expr import Var as ScalarVar
+from ...ir.node import postorder
 from ...te.simplify import Analyzer
 from ...te.tensor import (
     ComputeOp,
@@ -76,11 +77,13 @@ class Agreement:
         claims: of each output; None if nothing does.
         reason: why not.
         outside: the padding of operands that the results may depend on.
+        indexed: operands whose elements are indices that are checked when the model runs.
     """
 
     claims: tuple[Claim, ...] | None
     reason: str = ""
     outside: frozenset[Operand] = frozenset()
+    indexed: frozenset[int] = frozenset()
 
 
 def agreement(
@@ -88,11 +91,14 @@ def agreement(
     large: Use,
     operands: Sequence[Claim],
     constants: Sequence[np.ndarray | None],
+    indices: int | None = None,
 ) -> Agreement:
     """What the claims about the operands of two uses of an operator say about its results.
 
     Args:
         constants: the values in the small model of operands that are constants of integers.
+        indices: the operand whose elements are known to be indices that are inside the small
+            model's axes or outside of both models'.
     """
     name = small.op.name
     if small.op.compute is None or not all(isinstance(t, TensorType) for t in small.args):
@@ -101,7 +107,9 @@ def agreement(
     (inputs, outputs), (others, results) = small.tensors(), large.tensors()
     for number, (a, b) in enumerate(zip(inputs, others, strict=True)):
         comparison.add(a.op, b.op, [operands[number]])
-        comparison.number[b.op] = number
+        comparison.number[a.op] = comparison.number[b.op] = number
+        if number == indices:
+            comparison.indices.add(a.op)
     comparison.constants = {
         t.op: c for t, c in zip(inputs, constants, strict=True) if c is not None
     }
@@ -119,7 +127,8 @@ def agreement(
     pairs = [(comparison.known[t.op], o, t) for o, t in zip(outputs, results, strict=True)]
     if any(found[0] is not o.op or t.index != o.index for found, o, t in pairs):
         return Agreement(None, f"{name} has other outputs")
-    return Agreement(tuple(found[1][t.index] for found, _, t in pairs))
+    claims = tuple(found[1][t.index] for found, _, t in pairs)
+    return Agreement(claims, indexed=frozenset(comparison.indexed))
 
 
 def trivial(small: Type, large: Type) -> tuple[Claim, ...]:
@@ -138,15 +147,18 @@ class _Comparison:
 
     Attributes:
         known: by operation of either model, that of the small one and the claims about its outputs.
-        number: of the operand, by the large model's placeholder.
-        outside: see `Agreement`.
+        number: of the operand, by its placeholders.
+        indices: what they are read from if they need no check for the larger sizes.
+        outside, indexed: see `Agreement`.
     """
 
     operands: Sequence[Claim]
     known: dict[Operation, tuple[Operation, list[Claim]]] = field(default_factory=dict)
     number: dict[Operation, int] = field(default_factory=dict)
     constants: Mapping[Operation, np.ndarray] = field(default_factory=dict)
+    indices: set[Operation] = field(default_factory=set)
     outside: set[Operand] = field(default_factory=set)
+    indexed: set[int] = field(default_factory=set)
 
     def add(self, a: Operation, b: Operation, claims: list[Claim]) -> None:
         self.known[a] = self.known[b] = a, claims
@@ -321,7 +333,8 @@ class _Reader:
                 return read(node)
             if isinstance(node, ScalarCall) and node.name == "checked_index":
                 index, extent = node.args
-                if isinstance(extent, IntImm) and self._constant_below(index, extent.value):
+                self._note_index(index)
+                if isinstance(extent, IntImm) and self._known_below(index, extent.value):
                     return index
             return node
 
@@ -348,7 +361,7 @@ class _Reader:
                 inside = part < axis[f].small
                 if not axis[f].is_padded or self.analyzer.proves(inside):
                     continue
-                if self._constant_below(part, axis[f].small):
+                if self._known_below(part, axis[f].small):
                     continue
                 self._note(load, (a, f))
                 (filled if (a, f) in claim.filled else unknown).append(inside)
@@ -366,9 +379,18 @@ class _Reader:
         if number is not None and self.watch:
             self.comparison.outside.add((number, place))
 
-    def _constant_below(self, index: Expr, extent: int) -> bool:
-        """Whether an index is read from a constant, and all it may be lie in [0, extent)."""
+    def _note_index(self, index: Expr) -> None:
+        for node in postorder(index):
+            if isinstance(node, Load) and node.source.op not in self.comparison.constants:
+                number = self.comparison.number.get(node.source.op)
+                self.comparison.indexed |= set() if number is None else {number}
+
+    def _known_below(self, index: Expr, extent: int) -> bool:
+        """Whether an index is read from a constant, and all it may be lie in [0, extent); or is
+        known to be the same in both models."""
         load = index.value if isinstance(index, Cast) else index
+        if isinstance(load, Load) and load.source.op in self.comparison.indices:
+            return True
         if not isinstance(load, Load) or load.source.op not in self.comparison.constants:
             return False
         array = self.comparison.constants[load.source.op]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from ...dtype import DType
 from ...types import TensorType
 from ..builder import Builder
 from ..nodes import Atom, Binding, Call, Constant, IRModule, Tuple, TupleGetItem, replace_args
-from ..op import Op, OpSet
+from ..op import Op, OpPattern, OpSet
 from .layout import Claim, Factor, Place, refined
 from .operators import Agreement, Use, agreement, trivial
 from .rewrites import REWRITES, Axes
@@ -43,6 +44,11 @@ class Mask:
     places: frozenset[Place]
     sizes: tuple[tuple[int, ...], ...]
 
+    @staticmethod
+    def of(claim: Claim, fill: float | int | bool, places: Iterable[Place]) -> Mask:
+        sizes = tuple(tuple(f.large for f in axis) for axis in claim.axes)
+        return Mask(fill, frozenset(places), sizes)
+
     def applied(self, claim: Claim) -> Claim | None:
         """The claim about the masked operand; None if its axes have other factors."""
         axes = [refined(axis, s) for axis, s in zip(claim.axes, self.sizes, strict=True)]
@@ -65,6 +71,14 @@ class Plan:
     rewritten: Mapping[Path, Axes] = field(default_factory=dict)
     masks: Mapping[Slot, Mask] = field(default_factory=dict)
     fed: frozenset[Slot] = frozenset()
+
+    def with_rewritten(self, path: Path, axes: Axes) -> Plan:
+        """Also this operator, for which other decisions do not hold then."""
+        return Plan(
+            {**self.rewritten, path: axes},
+            {slot: mask for slot, mask in self.masks.items() if slot[0] != path},
+            frozenset(slot for slot in self.fed if slot[0] != path),
+        )
 
     @property
     def is_empty(self) -> bool:
@@ -101,6 +115,8 @@ class Walk:
         default_factory=lambda: ({}, {})
     )
     _known: dict[Any, Agreement] = field(default_factory=dict)
+    _repeating: set[Atom] = field(default_factory=set)  # whose padding repeats what is inside
+    _indices: dict[Path, int] = field(default_factory=dict)  # see `Rewrite.indices`
 
     def run(self) -> str | None:
         """None if the results agree as `result` says; else why that is not proven."""
@@ -110,19 +126,23 @@ class Walk:
         for p, q in zip(f.params, g.params, strict=True):
             self._counterpart[q] = p
             self.claims[q] = trivial(p.type, q.type)
+            self._repeating.add(q)
         pairs = zip(f.bindings, g.bindings, strict=True)
         pending: deque[Step] = deque(((k,), a, b) for k, (a, b) in enumerate(pairs))
         while pending:
             path, a, b = pending.popleft()
             a, b = (_reading(x, n) for x, n in zip((a, b), self._instead, strict=True))
-            reason = None
-            if path in self.plan.rewritten or (reason := self._step(path, a, b)):
-                if not (path in self.plan.rewritten or self.extend):
+            reason = "it is expressed in another way for other sizes"
+            if path not in self.plan.rewritten:
+                reason = self._step(path, a, b)
+                if reason is None:
+                    continue
+                if not self.extend:
                     return _at(reason, a)
-                parts = self._rewritten(path, a, b)
-                if parts is None:
-                    return _at(reason, a)
-                pending.extendleft(reversed(parts))
+            parts = self._rewritten(path, a, b)
+            if parts is None:
+                return _at(reason, a)
+            pending.extendleft(reversed(parts))
         return None if self.result is not None else "a result is another value"
 
     @property
@@ -169,6 +189,8 @@ class Walk:
         self.claims[b.var] = results
         self._counterpart[b.var] = a.var
         self.steps.append((path, a, b))
+        if isinstance(y, Call) and self._repeats(y):
+            self._repeating.add(b.var)
         return None
 
     def _operand(self, slot: Slot, p: Atom, q: Atom) -> tuple[Claim, ...] | None:
@@ -201,26 +223,40 @@ class Walk:
         small = Use(x.op, x.attrs, tuple(v.type for v in x.args), ours.var.type)
         large = Use(x.op, y.attrs, tuple(v.type for v in y.args), theirs.var.type)
         given = [claims[0] for claims in operands]
+        prove = functools.partial(self._masked, path, given, (small, large), x.args)
         masks = {n: m for n in range(len(given)) if (m := self.plan.masks.get((path, n)))}
-        found = self._masked(path, masks, given, (small, large), x.args)
-        if found.claims is not None or not self.extend or not found.outside:
-            return found
-        for fill in _FILLS:
-            tried = {n: m for n in range(len(given)) if (m := _mask(n, fill, found, given, large))}
-            better = self._masked(path, tried, given, (small, large), x.args)
-            if better.claims is not None:
-                slots = {(path, n): m for n, m in tried.items()}
-                self.plan = replace(self.plan, masks={**self.plan.masks, **slots})
-                return better
+        found = prove(masks)
+        if found.claims is None and self.extend:
+            masks, found = _filled(prove, found, given, large)
+        loose = [n for n in sorted(found.indexed) if self._is_loose(y.args[n], given[n])]
+        if found.claims is not None and any(n not in masks for n in loose):
+            if not self.extend:
+                return Agreement(None, f"{x.op.name} may read anywhere for the padding of indices")
+            masks |= {n: Mask.of(given[n], 0, given[n].padded()) for n in loose}
+            found = prove(masks)
+        if self.extend and found.claims is not None:
+            slots = {(path, n): m for n, m in masks.items()}
+            self.plan = replace(self.plan, masks={**self.plan.masks, **slots})
         return found
+
+    def _is_loose(self, indices: Atom, claim: Claim) -> bool:
+        """Whether indices in the padding may be out of range where those inside are not."""
+        return bool(claim.padded()) and indices not in self._repeating
+
+    def _repeats(self, call: Call) -> bool:
+        """Whether what a call computes for padding, it computes for something inside too."""
+        assert isinstance(call.op, Op)
+        moves = call.op.pattern <= OpPattern.BROADCAST or call.op.name in ("reshape", "transpose")
+        variables = [x for x in call.args if not (isinstance(x, Constant) and x.data.size == 1)]
+        return moves and len(variables) == 1 and variables[0] in self._repeating
 
     def _masked(
         self,
         path: Path,
-        masks: Mapping[int, Mask],
         given: Sequence[Claim],
         uses: tuple[Use, Use],
         args: Sequence[Atom],
+        masks: Mapping[int, Mask],
     ) -> Agreement:
         """The claims about a call's results if operands are masked."""
         claims = list(given)
@@ -229,26 +265,27 @@ class Walk:
             if claim is None:
                 return Agreement(None, f"{uses[0].op.name} merges axes in another way")
             claims[number] = claim
-        found = self._agreement(*uses, tuple(claims), args)
+        found = self._agreement(*uses, tuple(claims), args, self._indices.get(path))
         if found.claims is not None:
             for n, mask in masks.items():
                 self.extents |= {((path, n), p): claims[n].at(p) for p in mask.places}
         return found
 
     def _agreement(
-        self, small: Use, large: Use, operands: tuple[Claim, ...], args: Sequence[Atom]
+        self,
+        small: Use,
+        large: Use,
+        operands: tuple[Claim, ...],
+        args: Sequence[Atom],
+        indices: int | None,
     ) -> Agreement:
         if small == large:
             return Agreement(trivial(small.result, large.result))
         constants = tuple(map(_integers, args))
-        key = (
-            small,
-            large,
-            operands,
-            tuple(map(id, constants)),
-        )  # which live as long as the models
+        ids = tuple(map(id, constants))  # which live as long as the models
+        key = (small, large, operands, ids, indices)
         if key not in self._known:
-            self._known[key] = agreement(small, large, operands, constants)
+            self._known[key] = agreement(small, large, operands, constants, indices)
         return self._known[key]
 
     # -- rewriting ---------------------------------------------------------------------------
@@ -273,13 +310,32 @@ class Walk:
         if len(ours) != len(theirs):
             return None
         self._instead[0][a.var], self._instead[1][b.var] = results
-        self.plan = replace(self.plan, rewritten={**self.plan.rewritten, path: axes})
+        self.plan = self.plan.with_rewritten(path, axes)
+        if rewrite.indices is not None:
+            self._indices[*path, len(ours) - 1] = rewrite.indices
         pairs = enumerate(zip(ours, theirs, strict=True))
         return [((*path, k), p, q) for k, (p, q) in pairs]
 
 
 _FILLS = (0, -np.inf, np.inf, 1)
 """What padding may be replaced by: infinite stands for the limits of integers."""
+
+
+def _filled(
+    prove: Callable[[Mapping[int, Mask]], Agreement],
+    found: Agreement,
+    given: Sequence[Claim],
+    use: Use,
+) -> tuple[dict[int, Mask], Agreement]:
+    """Masks of what is read of the operands' padding with which a call can be proven, and what
+    follows; else none, and what was found without."""
+    for fill in _FILLS if found.outside else ():
+        numbers = range(len(given))
+        masks = {n: m for n in numbers if (m := _mask(n, fill, found, given, use))}
+        better = prove(masks)
+        if better.claims is not None:
+            return masks, better
+    return {}, found
 
 
 def _mask(
@@ -292,8 +348,7 @@ def _mask(
     places = {place for n, place in found.outside if n == number}
     if not places or (claim.fill == value and places <= claim.filled):
         return None
-    sizes = tuple(tuple(f.large for f in axis) for axis in claim.axes)
-    return Mask(value, frozenset(places), sizes)
+    return Mask.of(claim, value, places)
 
 
 def _fill_value(fill: float, dtype: DType) -> float | int | bool:
