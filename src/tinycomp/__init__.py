@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .diagnostics import TinycompError
     from .driver import build, lower
     from .extension import Extension
-    from .runtime.module import Module, load
+    from .loading import load
+    from .runtime.module import Module
     from .target import Target
 
 __version__ = "0.1.0"
@@ -31,7 +32,7 @@ _EXPORTS = {
     "build": "tinycomp.driver",
     "compile": "tinycomp.compiler",
     "Extension": "tinycomp.extension",
-    "load": "tinycomp.runtime.module",
+    "load": "tinycomp.loading",
     "lower": "tinycomp.driver",
     "Module": "tinycomp.runtime.module",
     "Target": "tinycomp.target",

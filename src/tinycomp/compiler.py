@@ -29,8 +29,9 @@ from .runtime.artifact import Artifact, Manifest, ValueSpec
 from .runtime.cache import Cache, content_key, source_digest, touch
 from .runtime.cuda.driver import choose_target
 from .runtime.dynamic import DynamicModule
-from .runtime.module import Module, make_module
+from .runtime.module import Module
 from .runtime.native import POOL_OBJECT
+from .runtime.static import static_module
 from .source import Source
 from .specialize import (
     Interface,
@@ -186,7 +187,7 @@ def compile_with(
     inputs, outputs = _interface(job, lazy, ranges)
     names = open_dims(inputs)
     if not names:
-        return make_module(job.artifact(lazy, {}), num_threads=num_threads)
+        return static_module(job.artifact(lazy, {}), num_threads=num_threads)
     given = {name: ranges.get(name, DimRange()) for name in names}
     manifest = _dynamic_manifest(job, inputs, outputs, given)
     module = DynamicModule(manifest, _specializer(job, lazy), num_threads=num_threads)

@@ -139,8 +139,8 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 
 def load_or_compile(args: argparse.Namespace, path: str) -> Module:
     """A module from an artifact, or compiled from an ONNX file with the command's options."""
+    from ..loading import load
     from ..runtime.artifact import is_artifact
-    from ..runtime.module import load
 
     require_file(path)
     if is_artifact(path) or Path(path).suffix == ".tc":

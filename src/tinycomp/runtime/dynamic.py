@@ -30,8 +30,9 @@ from ..diagnostics import InputError, TinycompError
 from ..dims import DimRange
 from .arrays import as_array, check_names
 from .artifact import Artifact, Manifest, ValueSpec
-from .module import CUDA_LEVELS, LEVELS, Module, choose_threads, make_module
+from .module import CUDA_LEVELS, LEVELS, Module, choose_threads
 from .profiler import Profile
+from .static import static_module
 
 if TYPE_CHECKING:
     from ..relay.padding.bounded import Fit
@@ -317,7 +318,7 @@ class DynamicModule(Module):
             if found is not None:
                 return found
             artifact = known or self._compiled(variant)
-            module = make_module(artifact, num_threads=self.num_threads)
+            module = static_module(artifact, num_threads=self.num_threads)
             with self._lock:
                 self._variants[variant] = module
                 self._evict()

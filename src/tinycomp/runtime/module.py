@@ -265,28 +265,6 @@ class Module:
         return f"<tinycomp.Module ({inputs}) -> ({outputs}) for {self.manifest.target}>"
 
 
-def load(path: str | Path, *, num_threads: int | None = None) -> Module:
-    """A module from an artifact.
-
-    Raises:
-        ArtifactError: not an artifact, damaged, of another version, or for another machine.
-    """
-    return make_module(Artifact.load(path), num_threads=num_threads)
-
-
-def make_module(artifact: Artifact, *, num_threads: int | None = None) -> Module:
-    """The module of an artifact, for the kind of machine that it is compiled for."""
-    if artifact.manifest.dims:
-        from ..compiler import open_dynamic  # above this layer: it compiles for further sizes
-
-        return open_dynamic(artifact, num_threads=num_threads)
-    if artifact.manifest.target.kind == "cuda":
-        from .cuda.module import CudaModule  # needs this module
-
-        return CudaModule(artifact)
-    return Module(artifact, num_threads=num_threads)
-
-
 class _Frame:
     """The memory of one running call: pointer tables, arena, and the native runtime state."""
 
