@@ -16,9 +16,20 @@ OTHER = (  # m, n, k of transformers and of linear layers at batch 1
 FORMATS = (("bf16", "bfloat16"), ("tf32", "float32"), ("fp32", "float32"), ("fp16", "float16"))
 
 
+LINEAR = ("fp32", "fp32_strict", "tf32")  # of layers, whose weights are known when compiling
+
+
 def cases() -> list[Case]:
     sizes = [(n, n, n) for n in SQUARE] + list(OTHER)
-    return [
+    layers = [
+        Case(
+            f"linear/{precision}/{m}x{n}x{k}",
+            functools.partial(_run, precision, "float32", m, n, k, weights=(1,)),
+        )
+        for precision in LINEAR
+        for m, n, k in sizes
+    ]
+    return layers + [
         Case(f"gemm/{precision}/{m}x{n}x{k}", functools.partial(_run, precision, dtype, m, n, k))
         for precision, dtype in FORMATS
         for m, n, k in sizes
@@ -26,13 +37,16 @@ def cases() -> list[Case]:
     ]
 
 
-def _run(precision: str, dtype: str, m: int, n: int, k: int, env: Env) -> Iterator[Row]:
+def _run(
+    precision: str, dtype: str, m: int, n: int, k: int, env: Env, weights: tuple[int, ...] = ()
+) -> Iterator[Row]:
     return contest(
         env,
         lambda b, x, y: b.call("nn.matmul", x, y),
         [((m, k), dtype), ((k, n), dtype)],
         "matmul",
         "matmul" if m >= 16 else "",
-        precision="tf32" if precision == "tf32" else "fp32",
+        precision=precision if dtype == "float32" else "fp32",
         flops=2 * m * n * k,
+        weights=weights,
     )

@@ -81,8 +81,10 @@ def compile(
             the result is a `runtime.dynamic.DynamicModule`.
         num_threads: threads of one call; default: the cores this process may use.
         opt_level: 0 (as imported, each operator a kernel) to 3 (everything).
-        precision: of matrix products and convolutions: "fp32", "tf32" (float32 operands rounded
-            to 10 bits of mantissa for a GPU's tensor cores), "fp16" or "bf16" (operands, weights
+        precision: of matrix products and convolutions: "fp32" (as accurate as a loop of float32
+            multiply-adds; on sm_90a large products are computed by parts on tensor cores),
+            "fp32_strict" (by such multiply-adds alone), "tf32" (float32 operands rounded to 10
+            bits of mantissa for a GPU's tensor cores), "fp16" or "bf16" (operands, weights
             and what goes between kernels stored in 16 bits). Sums, normalisations, softmax and
             exponentials are float32 always, and inputs and outputs keep their types. On CPUs
             16 bits save memory, not time, and tf32 is refused.

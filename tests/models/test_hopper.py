@@ -70,3 +70,28 @@ def test_convolutional_networks(arch, precision, tiles):
     assert all(not r.spill_stores for rs in module.plan.resources.values() for r in rs.values())
     found = compare(run_on_cpu(module, inputs), run_reference("ort", model, inputs))
     assert max(c.difference for c in found) < 2 * Precision(precision).tolerance
+
+
+@pytest.mark.parametrize(
+    ("precision", "overrides", "recorded", "band"),
+    [
+        ("fp32", {}, "bf16x6 (tensor cores)", 1e-5),
+        ("fp32", {"nn.matmul": "fp32_strict"}, "fp32_strict", None),
+        ("fp32_strict", {"nn.matmul": "tf32"}, "tf32 (tensor cores)", 2e-3),
+    ],
+)
+def test_float32_by_parts(precision, overrides, recorded, band):
+    b = GraphBuilder("layers")
+    hidden = b.op("Relu", b.linear(b.input("x", (128, 256)), 512))
+    model = b.model(y=b.op("Tanh", b.linear(hidden, 16)))
+    inputs = seeded_inputs(model, 5)
+    module = tinycomp.compile(
+        model, target="cuda -arch=sm_90a", precision=precision, precision_overrides=overrides
+    )
+    first, _ = module.manifest.kernels
+    assert first.precision == recorded
+    if band is None:  # plain multiply-adds, as everywhere
+        return
+    got = run_on_cpu(module, inputs, check_races=False)
+    (found,) = compare(got, run_reference("ort", model, inputs))
+    assert found.difference < band

@@ -109,7 +109,8 @@ def add_compile_options(parser: argparse.ArgumentParser) -> None:
         "--precision",
         default="fp32",
         metavar="FORMAT",
-        help="of products and convolutions: fp32, tf32 (GPU), fp16, bf16; default fp32",
+        help="of products and convolutions: fp32, fp32_strict, tf32 (GPU), fp16, bf16"
+        "; default fp32",
     )
     group.add_argument(
         "--precision-of", action="extend", nargs="+", default=[], metavar="GLOB=FORMAT",
