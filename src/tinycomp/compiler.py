@@ -46,6 +46,7 @@ from .target import Target, default_num_threads
 
 if TYPE_CHECKING:
     from .frontend.onnx import OnnxModel
+    from .ops.rnn import Unrolling
     from .relay.nodes import IRModule
     from .relay.pass_infra import PassContext
     from .relay.plan import ExecutionPlan
@@ -333,12 +334,19 @@ def _dynamic_manifest(
 
 
 def _specializer(job: _Job, lazy: LazyModel) -> ModelSpecializer:
-    def specialize(model: Any, sizes: Mapping[str, int]) -> IRModule:
+    def specialize(model: Any, sizes: Mapping[str, int], unrolling: Unrolling) -> IRModule:
+        from .ops.rnn import recurrent_importers
         from .relay.pass_infra import PassContext
         from .relay.passes.simplify_inference import SimplifyInference
 
-        options = dataclasses.replace(job.options, dims={**job.options.dims, **sizes})
-        ctx = PassContext(options.extension.op_set())
+        extension = job.options.extension
+        importers = {**recurrent_importers(unrolling), **extension.onnx}
+        options = dataclasses.replace(
+            job.options,
+            dims={**job.options.dims, **sizes},
+            extension=dataclasses.replace(extension, onnx=importers),
+        )
+        ctx = PassContext(extension.op_set())
         return SimplifyInference().run(import_model(model, options), ctx)
 
     ops = job.options.extension.op_set()

@@ -19,11 +19,13 @@ from .runtime.artifact import Artifact, ValueSpec
 
 if TYPE_CHECKING:
     from .frontend.onnx.model import OnnxModel
+    from .ops.rnn import Unrolling
     from .relay.nodes import IRModule
     from .relay.op import OpSet
     from .relay.padding.bounded import Bounded, Fit
 
 Sizes = Mapping[str, int]
+_Imported = tuple["IRModule", Mapping[str, int]]
 Interface = tuple[tuple[ValueSpec, ...], tuple[ValueSpec, ...]]
 
 
@@ -119,9 +121,9 @@ class ModelSpecializer:
 
     model: LazyModel
     compile: Callable[[Sizes, str, Callable[[], IRModule | None]], Artifact]
-    specialize: Callable[[OnnxModel | IRModule, Sizes], IRModule]
+    specialize: Callable[[OnnxModel | IRModule, Sizes, Unrolling], IRModule]
     ops: OpSet
-    _bounded: dict[str, Bounded] = field(default_factory=dict)
+    _bounded: dict[str, tuple[Bounded, Mapping[str, int]]] = field(default_factory=dict)
 
     def artifact(self, sizes: Sizes) -> Artifact:
         return self.compile(sizes, "", lambda: None)
@@ -130,31 +132,50 @@ class ModelSpecializer:
         """The model for `sizes`, to run those above `below` too as far as that can be proven."""
 
         def make() -> IRModule | None:
-            bounded = self._bound(sizes, below)
+            bounded, _ = self._bound(sizes, below)
             return None if bounded.plan.is_empty else bounded.module()
 
         return self.compile(sizes, f"above {sorted(below.items())}", make)
 
     def fit(self, sizes: Sizes, bucket: Sizes, below: Sizes) -> Fit | str:
         """How `bucket` runs `sizes`; where it is not proven to, the reason instead."""
+        bounded, steps = self._bound(bucket, below)
         try:
-            small = self.specialize(self.model.read(), sizes)
+            small, _ = self._imported(sizes, steps)
         except TinycompError as error:
             return str(error)
-        return self._bound(bucket, below).fit(small)
+        return bounded.fit(small)
 
-    def _bound(self, bucket: Sizes, below: Sizes) -> Bounded:
+    def _bound(self, bucket: Sizes, below: Sizes) -> tuple[Bounded, Mapping[str, int]]:
+        """The bucket's model, and over how many steps some of its layers are unrolled."""
         from .relay.padding.bounded import bound
 
         key = repr((sorted(bucket.items()), sorted(below.items())))
         if key not in self._bounded:
-            model = self.model.read()
-            samples: list[IRModule] = []
-            for sizes in _samples(bucket, below):
-                with contextlib.suppress(TinycompError):  # the model may not take every size
-                    samples.append(self.specialize(model, sizes))
-            self._bounded[key] = bound(self.specialize(model, bucket), samples, self.ops)
+            samples = _samples(bucket, below)
+            large, lengths = self._imported(bucket, {})
+            smaller = self._possible(samples, {})
+            steps = {n: k for n, k in lengths.items() if any(o.get(n) != k for _, o in smaller)}
+            if steps:  # then the number of operators is the same for all lengths
+                large, _ = self._imported(bucket, steps)
+                smaller = self._possible(samples, steps)
+            self._bounded[key] = bound(large, [m for m, _ in smaller], self.ops), steps
         return self._bounded[key]
+
+    def _imported(self, sizes: Sizes, steps: Mapping[str, int]) -> _Imported:
+        """The model for these sizes, and the lengths of its recurrent layers."""
+        from .ops.rnn import Unrolling
+
+        unrolling = Unrolling(steps)
+        return self.specialize(self.model.read(), sizes, unrolling), unrolling.lengths
+
+    def _possible(self, samples: Sequence[Sizes], steps: Mapping[str, int]) -> list[_Imported]:
+        """The model for those sizes that it takes."""
+        found: list[_Imported] = []
+        for sizes in samples:
+            with contextlib.suppress(TinycompError):
+                found.append(self._imported(sizes, steps))
+        return found
 
     def archive(self) -> tuple[bytes, np.ndarray]:
         """The model as bytes and a block of weights, for an artifact.

@@ -11,7 +11,9 @@ import tinycomp
 from tinycomp.compiler import compile_with
 from tinycomp.config import Config
 from tinycomp.diagnostics import InputError, ModelError, TinycompError
+from tinycomp.frontend.onnx import from_onnx
 from tinycomp.relay.builder import Builder
+from tinycomp.relay.interpreter import evaluate
 from tinycomp.relay.nodes import IRModule
 from tinycomp.runtime.dynamic import DynamicModule
 from tinycomp.types import tensor_type
@@ -323,6 +325,33 @@ def test_one_compile_serves_sizes_that_count(config, tmp_path, text):
 def roundtrip(module, folder):
     module.save(folder / "m.tc")
     return tinycomp.load(folder / "m.tc")
+
+
+@pytest.mark.parametrize(
+    ("kind", "gates", "direction"), [("LSTM", 4, "bidirectional"), ("GRU", 3, "reverse")]
+)
+def test_recurrent_layers_over_padded_time(config, kind, gates, direction):
+    """They are unrolled over the bucket's steps, and end where the sequence does."""
+    both = 2 if direction == "bidirectional" else 1
+    rng = np.random.default_rng(0)
+    weights = [
+        onnx.numpy_helper.from_array(rng.standard_normal(shape).astype("f4"), name)
+        for name, shape in (("w", (both, gates * 5, 3)), ("r", (both, gates * 5, 5)))
+    ]
+    proto = model(
+        f"g (float[time, batch, 3] x) => (float[time, {both}, batch, 5] y, "
+        f"float[{both}, batch, 5] h) {{ y, h = {kind} <hidden_size = 5, "
+        f'direction = "{direction}"> (x, w, r) }}'
+    )
+    proto.graph.initializer.extend(weights)
+    module = compile_with(config, proto, dims={"time": [2, 6], "batch": [2]})
+    for time in (6, 5, 3, 1):
+        x = rng.standard_normal((time, 2, 3)).astype("f4")
+        expected = evaluate(from_onnx(proto, dims={"time": time, "batch": 2}), [x])
+        for got, value in zip(module.run({"x": x}).values(), expected, strict=True):
+            np.testing.assert_allclose(got, value, rtol=1e-4, atol=1e-5)
+    assert module.not_padded == {}
+    assert len(module.variants) == 2
 
 
 def test_automatic_buckets(config, tmp_path):

@@ -3,22 +3,39 @@
 The inputs of all steps are multiplied by the weights at once, in one product of [T * B, I] by
 [I, gates * H]; only the recurrent product is done step by step. A step reads rows that are there
 already, so all steps run the same few kernels; the directions do not depend on each other.
+
+A layer may be unrolled over more steps than its sequence has (`Unrolling`). It is then one of
+sequences that end before: the same graph for all lengths, with the length in two constants.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
 from ..dtype import DType
-from ..relay.nodes import Atom, Constant
+from ..relay.nodes import Atom, Call, Constant
 from ..relay.op import Op
 from ..types import TensorType
 from .activation import Emit, apply_activation
 from .onnx_node import OnnxImport, OnnxNode
 from .window import accumulation_dtype
+
+
+@dataclass(frozen=True)
+class Unrolling:
+    """Over how many steps recurrent layers are unrolled.
+
+    Attributes:
+        steps: by the name of a node, at least the length of its sequence; of others, that length.
+        lengths: filled while importing: the length of every node's sequence.
+    """
+
+    steps: Mapping[str, int] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -270,17 +287,43 @@ def _stack(emit: Emit, parts: Sequence[Atom], axis: int) -> Atom:
     return rows[0] if len(rows) == 1 else emit("concatenate", *rows, axis=axis)
 
 
+def _longer(node: OnnxNode, x: Atom, steps: int) -> tuple[OnnxNode, Atom]:
+    """The node for x [T, B, I] with more rows, which its sequences do not have."""
+    assert isinstance(x.type, TensorType)
+    length, batch, _ = x.type.static_shape
+    rows = np.minimum(np.arange(steps), length - 1)
+    x = Emit(node)("take", x, node.builder.const(rows), axis=0)
+    if node.has(4):
+        return node, x
+    # not folded, so that the length is in one constant and not in what follows from it
+    known = node.builder.const(np.full(batch, length, np.int32))
+    op = node.builder.ops["reshape"]
+    call = Call(op, (known,), op.attrs_type(newshape=(batch,)))  # type: ignore[call-arg]
+    lengths = node.builder.bind(call, known.type)
+    inputs = (*node.inputs[:4], *(None,) * (4 - len(node.inputs)), lengths, *node.inputs[5:])
+    return replace(node, inputs=inputs), x
+
+
 _DIRECTIONS = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}
 
 
-def _import_recurrent(node: OnnxNode) -> list[Atom]:
+def _import_recurrent(node: OnnxNode, unrolling: Unrolling | None = None) -> list[Atom]:
     kind, emit = _KINDS[node.op_type], Emit(node)
     _check(node)
     x, batch_first = node.input(0), node.attr("layout", 0)
     x = emit("transpose", x, axes=(1, 0, 2)) if batch_first else x
     reverses = _DIRECTIONS[node.choice("direction", "forward", _DIRECTIONS)]
+    unrolling = unrolling or Unrolling()
+    assert isinstance(x.type, TensorType)
+    length = unrolling.lengths[node.name] = x.type.static_shape[0]
+    if node.name in unrolling.steps:
+        node, x = _longer(node, x, unrolling.steps[node.name])
     runs = [_run_direction(node, kind, x, d, reverse) for d, reverse in enumerate(reverses)]
     y = _stack(emit, [run[0] for run in runs], 1)  # [T, D, B, H]
+    if node.name in unrolling.steps:
+        assert isinstance(y.type, TensorType)
+        end = (length, *y.type.static_shape[1:])
+        y = emit("strided_slice", y, begin=(0,) * 4, end=end, strides=(1,) * 4)
     if batch_first:
         y = emit("transpose", y, axes=(2, 0, 1, 3))
     states = [
@@ -292,3 +335,8 @@ def _import_recurrent(node: OnnxNode) -> list[Atom]:
 
 OPS: tuple[Op, ...] = ()
 ONNX: dict[str, OnnxImport] = dict.fromkeys(_KINDS, _import_recurrent)
+
+
+def recurrent_importers(unrolling: Unrolling) -> dict[str, OnnxImport]:
+    """The importers of recurrent layers, unrolled as said."""
+    return dict.fromkeys(_KINDS, partial(_import_recurrent, unrolling=unrolling))
