@@ -68,7 +68,7 @@ from .nodes import (
     Store,
 )
 from .passes.visit import Visit, drive
-from .tensor_intrinsics.warp import LOADS, MMA
+from .tensor_intrinsics.warp import LOADS, MMA, PACKS
 from .tile.nodes import TileProgram
 
 WARP = 32
@@ -268,7 +268,7 @@ class ThreadGroup:
             self.memory.copies.commit(mask)
         elif isinstance(value, Call) and name == "async_wait":
             self.memory.wait(as_int(value.args[0]), mask)
-        elif isinstance(value, Call) and (name in MMA or name in LOADS):
+        elif isinstance(value, Call) and (name in MMA or name in LOADS or name in PACKS):
             places = [self.evaluate(arg.indices, mask) for arg in value.args]  # type: ignore[attr-defined]
             self.warps.run(value, places, mask)
         elif name != "prefetch":

@@ -13,7 +13,7 @@ from ..ir.expr import Call, Load
 from .gpu_memory import Memory, Threads
 from .nodes import Buffer
 from .tensor_intrinsics.fragments import LANES, FragmentLayout
-from .tensor_intrinsics.warp import MMA, Mma
+from .tensor_intrinsics.warp import MMA, PACKS, Mma
 
 Indices = list[Any]  # of one place, for each thread or the same for all
 
@@ -35,6 +35,10 @@ class Warps:
         operands = list(zip(buffers, places, strict=True))
         if call.name in MMA:
             self._mma(MMA[call.name], operands, active)
+        elif call.name in PACKS:
+            to, pair = operands
+            values = self.memory.load(*self._access(pair, 2, active))
+            self._write(to, values.astype(PACKS[call.name].numpy), active)
         else:
             self._load_matrix(operands, active, call.name.endswith(".trans"))
 

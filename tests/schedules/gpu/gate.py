@@ -223,6 +223,8 @@ def _attention() -> dict[str, Case]:
         "attention llama": attention((1, 32, 2048, 128), 2048, causal=0, kv_heads=8),
         "attention wide": attention((1, 16, 2048, 256), 2048, causal=0),
         "attention odd heads": attention((4, 16, 1000, 80), 999, 112, causal=5),
+        "attention decode": attention((1, 32, 1, 128), 4096, kv_heads=8),
+        "attention heads of 72": attention((4, 16, 1000, 72), 1000, causal=0),
         "attention biased": attention((4, 16, 512, 64), 512, mask=(1, 16, 512, 512)),
     }
 

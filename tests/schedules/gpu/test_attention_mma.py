@@ -1,14 +1,16 @@
 """Attention of 16-bit operands on tensor cores: values on the executor, and machine code."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tinycomp.codegen.cuda import nvrtc
 from tinycomp.codegen.cuda.emit import emit_cuda
-from tinycomp.diagnostics import TinycompError
+from tinycomp.diagnostics import TinycompError, VerifyError
 from tinycomp.dtype import DType
+from tinycomp.ir.node import rewrite
 from tinycomp.ops import default_ops
 from tinycomp.ops.fused_attention import AttentionAttrs
 from tinycomp.relay.builder import Builder
@@ -19,6 +21,8 @@ from tinycomp.target import Target
 from tinycomp.tir.gpu_executor import run
 from tinycomp.tir.interpreter import run as interpret
 from tinycomp.tir.lower_gpu import lower_gpu
+from tinycomp.tir.nodes import Evaluate, For, Seq
+from tinycomp.tir.tree import replace_stmt, statements
 
 OPS = default_ops()
 OP = OPS["nn.attention"]
@@ -94,3 +98,49 @@ def test_machine_code_without_spills(arch, heads, length, depth, causal):
     func = lower_gpu(scheduled(arrays, AttentionAttrs(0.1, causal), arch))
     cubin = nvrtc.compile_cuda(emit_cuda(func, arch).source, arch, "attention.cu")
     assert all(r.spill_stores == 0 and r.stack == 0 for r in cubin.kernels.values())
+
+
+@pytest.mark.parametrize("shared", [1, 2, 3])
+def test_few_queries_of_many_keys(shared):
+    """Blocks share the keys, and heads with the same keys are rows of one tile, where their number
+    divides those of a warp."""
+    arrays = [draw(0, 1, 2 * shared, 2, 32), draw(1, 1, 2, 330, 32), draw(2, 1, 2, 330, 24)]
+    visible = np.random.default_rng(3).random((1, 2 * shared, 2, 330)) < 0.5
+    visible[..., 100:260] = False
+    visible[:, 0, 1] = False
+    attrs = AttentionAttrs(0.2, causal=320, zero_hidden=True)
+    check([*arrays, visible], attrs)
+    check(arrays, AttentionAttrs(0.2, causal=290))
+    launches = emit_cuda(lower_gpu(scheduled([*arrays, visible], attrs)), "sm_80").launches
+    assert len(launches) == 2
+    assert launches[0].grid[0] == 3 * 2 * (3 if shared == 3 else 1)
+
+
+def test_packed_heads_of_several_tiles_of_queries():
+    arrays = [draw(0, 2, 9, 4, 16), draw(1, 2, 33, 2, 16), draw(2, 2, 33, 2, 16)]
+    check(arrays, AttentionAttrs(0.2, 20, -math.inf, False, HEADS, HEADS, HEADS, HEADS))
+
+
+def test_copies_ahead_of_time_are_waited_for():
+    arrays = [draw(i, 1, 1, n, 16) for i, n in enumerate((16, 190, 190))]
+    func = lower_gpu(scheduled(arrays, AttentionAttrs(0.25)))
+    out = np.zeros((1, 1, 16, 16), np.float16)
+    expected = OP.reference(AttentionAttrs(0.25), arrays).astype(np.float32)
+    loops = [s for s in statements(func.body) if isinstance(s, For) and s.var.name == "tile"]
+    waits = [
+        s for s in statements(loops[0])
+        if isinstance(s, Evaluate) and s.value.name in ("async_wait", "barrier")
+    ]  # fmt: skip
+    assert [s.value.name for s in waits] == ["async_wait", "barrier"]
+    for wait in waits:
+        broken = replace_stmt(func, loops[0], without(loops[0], wait))
+        try:
+            run(broken, [*arrays, out])
+        except VerifyError:
+            continue
+        assert not np.allclose(out.astype(np.float32), expected, 5e-3, 5e-3), wait
+
+
+def without(loop, stmt):
+    body = rewrite(loop.body, lambda node: Seq(()) if node == stmt else node)
+    return replace(loop, body=body)

@@ -41,7 +41,7 @@ from ...tir.gpu_executor import ThreadGroup
 from ...tir.gpu_memory import LaunchShape, Memory, Threads
 from ...tir.nodes import Alloc, Buffer, Evaluate, For, ForKind, PrimFunc, Scope, Seq, Stmt, Store
 from ...tir.passes.visit import Visit, drive
-from ...tir.tensor_intrinsics.warp import LOADS, MMA
+from ...tir.tensor_intrinsics.warp import LOADS, MMA, PACKS
 from ...tir.tile.nodes import TileProgram
 from ...tir.tree import child_statements, statements
 from .expressions import ExprEmitter, Names, Writer
@@ -312,7 +312,7 @@ class _Sampled(ThreadGroup):
         name = value.name if isinstance(value, Call) else ""
         if isinstance(value, Call) and name in LOADS:
             self._note_rows(value.args[0], mask)
-        elif name not in _WITHOUT_ADDRESSES and name not in MMA:
+        elif name not in _WITHOUT_ADDRESSES and name not in MMA and name not in PACKS:
             self.evaluate((value,), mask)
 
     def _note_rows(self, place: Any, mask: np.ndarray | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...dtype import DType
 from ...ir.expr import Call
-from ...tir.tensor_intrinsics.warp import LOADS, MMA, Mma
+from ...tir.tensor_intrinsics.warp import LOADS, MMA, PACKS, Mma
 from ..expressions import access_of
 from .types import VALUE, bare
 
@@ -48,6 +48,14 @@ __device__ __forceinline__ void {_function(name)}_{targets}(const void* row, {re
 }}"""
 
 
+def _pack_helper(name: str, dtype: DType) -> str:
+    type_ = {DType.FLOAT16: "f16x2", DType.BFLOAT16: "bf16x2"}[dtype]
+    return f"""\
+__device__ __forceinline__ void {_function(name)}(unsigned int* to, const float* pair) {{
+  asm("cvt.rn.{type_}.f32 %0, %1, %2;" : "=r"(to[0]) : "f"(pair[1]), "f"(pair[0]));
+}}"""
+
+
 def _function(name: str) -> str:
     return name.replace(".", "_")
 
@@ -55,11 +63,12 @@ def _function(name: str) -> str:
 WARP_HELPERS: dict[str, str] = {
     **{_function(name): _mma_helper(record) for name, record in MMA.items()},
     **{f"{_function(name)}_{n}": _load_helper(name, n) for name in LOADS for n in (1, 2)},
+    **{_function(name): _pack_helper(name, dtype) for name, dtype in PACKS.items()},
 }
 
 
 def is_warp_call(call: Call) -> bool:
-    return call.name in MMA or call.name in LOADS
+    return call.name in MMA or call.name in LOADS or call.name in PACKS
 
 
 def warp_call(emitter: Any, call: Call) -> str:
@@ -69,11 +78,11 @@ def warp_call(emitter: Any, call: Call) -> str:
     simple = [emitter.names.analyzer.simplify(access.index) for access in accesses]
     emitter.begin(simple)
     memory = call.args[0] if call.name in LOADS else None
-    accumulator = None if memory is not None else call.args[0]
+    floats = (call.args[-1] if call.name in PACKS else call.args[0], memory)
     for arg, index in zip(call.args, simple, strict=True):
         buffer: Any = arg.source  # type: ignore[attr-defined]
         place = f"{emitter.names.buffers[buffer]} + {bare(emitter.lanes(index)[0])}"
-        if buffer.dtype is DType.FLOAT32 and arg not in (memory, accumulator):
+        if buffer.dtype is DType.FLOAT32 and arg not in floats:
             place = f"(unsigned int*)({place})"  # tf32
         places.append(place)
     name = _function(call.name)

@@ -22,7 +22,7 @@ from typing import Any
 
 from ...diagnostics import InternalError, ScheduleError
 from ...dtype import DType
-from ...ir.expr import Call, Expr, Load, Var, as_int, const
+from ...ir.expr import Binary, Call, Expr, Load, Var, as_int, const
 from ...te.simplify import Analyzer
 from ..nodes import (
     Alloc,
@@ -33,6 +33,7 @@ from ..nodes import (
     ForKind,
     PrimFunc,
     Scope,
+    Seq,
     Stmt,
     Store,
 )
@@ -118,6 +119,10 @@ class _Lowering:
             return self.map(stmt)
         if stmt.op.name == "ldmatrix":
             return self.load(stmt)
+        if stmt.op.name == "across":
+            return self.across(stmt)
+        if stmt.op.name == "pack":
+            return self.pack(stmt)
         store = _store(stmt)
         output = self.fragment(store.buffer, _start(stmt, store.indices))
         inputs = [self.fragment(o.source, o.indices) for o in stmt.operands]  # type: ignore[attr-defined]
@@ -182,6 +187,47 @@ class _Lowering:
 
     def simple(self, expr: Expr) -> Expr:
         return self.analyzer.simplify(expr)
+
+    def across(self, stmt: Collective) -> Stmt:
+        """A lane has two columns of each of its rows; the others are with the next three lanes."""
+        store = _store(stmt)
+        assert isinstance(store.value, Binary)
+        op, (source,) = store.value.op, stmt.operands
+        assert isinstance(source, Load)
+        pair = Var("pair")
+        self.analyzer.bind(pair, const(0), const(2))
+
+        def register(buffer: Buffer, indices: tuple[Expr, ...], half: int) -> tuple[Expr, ...]:
+            return self.tile(buffer, indices, (0, 0), self.simple(pair * 2 + half))
+
+        both = [
+            Load(self.registers[source.source], register(source.source, source.indices, h), None)  # type: ignore[index]
+            for h in range(2)
+        ]
+        value: Expr = Binary(op, *both)
+        for distance in (1, 2):
+            other = Call("shuffle_xor", (value, const(distance)), value.dtype)
+            value = Binary(op, value, other)
+        target, start = store.buffer, _start(stmt, store.indices)
+        places = [register(target, start, h) for h in range(2)]
+        buffer = self.registers[target]
+        first = Store(buffer, places[0], Binary(op, Load(buffer, places[0], None), value))
+        second = Store(buffer, places[1], Load(buffer, places[0], None))
+        return For(pair, const(0), const(2), Seq((first, second)), ForKind.UNROLLED)
+
+    def pack(self, stmt: Collective) -> Stmt:
+        """Register r of the target takes elements 2 r and 2 r + 1 of two fragments."""
+        (source,) = stmt.operands
+        assert isinstance(source, Load)
+        store = _store(stmt)
+        buffer, start = store.buffer, _start(stmt, store.indices)
+        calls: list[Stmt] = []
+        for r in range(4):
+            to = Load(self.registers[buffer], self.tile(buffer, start, (0, 0), const(r)), None)
+            at = self.tile(source.source, source.indices, (0, r // 2), const(r % 2 * 2))  # type: ignore[arg-type]
+            pair = Load(self.registers[source.source], at, None)  # type: ignore[index]
+            calls.append(Evaluate(Call(f"pack.x2.{store.value.dtype}", (to, pair), DType.BOOL)))
+        return Seq(tuple(calls))
 
     def map(self, stmt: Collective) -> Stmt:
         """Each lane's elements; those of an accumulator in pairs, which are neighbours in a row."""

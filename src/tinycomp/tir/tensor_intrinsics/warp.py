@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...dtype import DType
-from ...ir.expr import Expr, Load, Var, const, substitute
+from ...ir.expr import BinaryOp, Expr, Load, Var, binary, const, substitute
 from ...ir.fold import refold
 from ...ir.node import fold
 from ...te.intrin import BufferView, TensorIntrin, decl_tensor_intrin
@@ -86,6 +86,8 @@ MMA: Mapping[str, Mma] = {
 }
 """The instructions of sm_80 and later, by name."""
 LOADS = ("ldmatrix.x4", "ldmatrix.x4.trans")
+PACKS: Mapping[str, DType] = {f"pack.x2.{t}": t for t in (DType.FLOAT16, DType.BFLOAT16)}
+"""Two floats, which follow each other in a fragment of c, to one register of a."""
 
 
 def mma_of(dtype: DType, right: DType | None = None) -> Mma | None:
@@ -100,7 +102,9 @@ class WarpOp:
 
     Attributes:
         name: "ldmatrix", the name of an `Mma`, or "map": each lane runs the body for the elements
-            that it holds.
+            that it holds; "across": the columns of a fragment are combined with those of others;
+            "pack": two fragments of c are rounded to one of a, where each lane holds the same
+            elements.
         layouts: of the inputs and then the output; None for ordinary memory.
     """
 
@@ -181,6 +185,27 @@ def load_tf32(role: str, transposed: bool = False) -> TensorIntrin:
     return _copy(name, WarpOp("map", (None, layout)), layout.shape, "float32", round_tf32)
 
 
+def across_columns(op: BinaryOp, source: BufferView, target: BufferView) -> Collective:
+    """target[i, j] = target[i, j] op source[i, 0] op ... op source[i, 7]: what a row has in all of
+    its columns is known to all lanes that hold a part of it."""
+    layout = FragmentLayout("c", 32)
+    i, j, k = Var("i"), Var("j"), Var("k")
+    stmt: Stmt = target.store(binary(op, target[i, j], source[i, k]), i, j)
+    for var, extent in ((k, 8), (j, 8), (i, 16)):
+        stmt = For(var, const(0), const(extent), stmt)
+    return Collective(WarpOp("across", (layout, layout)), (source[0, 0],), stmt)
+
+
+def pack_fragment(source: BufferView, target: BufferView, dtype: DType) -> Collective:
+    """Sixteen columns of an accumulator as the left operand of an instruction."""
+    c, a = FragmentLayout("c", 32), FragmentLayout("a", dtype.bits)
+    i, k = Var("i"), Var("k")
+    stmt: Stmt = target.store(source[i, k].astype(dtype), i, k)
+    for var in (k, i):
+        stmt = For(var, const(0), const(16), stmt)
+    return Collective(WarpOp("pack", (c, a)), (source[0, 0],), stmt)
+
+
 @functools.cache
 def store_fragment(dtype: str) -> TensorIntrin:
     """A fragment of c to memory, element by element."""
@@ -246,6 +271,6 @@ def collective(
 
 
 __all__ = [
-    "LOADS", "MMA", "Mma", "WarpOp", "collective", "load_matrix", "load_tf32", "mma", "mma_of",
-    "store_fragment",
+    "LOADS", "MMA", "PACKS", "Mma", "WarpOp", "across_columns", "collective",
+    "load_matrix", "load_tf32", "mma", "mma_of", "pack_fragment", "store_fragment",
 ]  # fmt: skip
