@@ -1,15 +1,20 @@
 """Tile programs as CUDA C++: every shape compiles for sm_90a without spills or warnings."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from tests.tir.tile.products import SHAPES, Product
 
 from tinycomp.codegen.cuda.emit import emit_cuda
 from tinycomp.codegen.cuda.nvrtc import compile_cuda, library
-from tinycomp.diagnostics import TinycompError
+from tinycomp.diagnostics import ScheduleError, TinycompError
 from tinycomp.dtype import DType
 from tinycomp.schedules.gpu.hopper_operands import HopperTile
+from tinycomp.tir.nodes import Seq
+from tinycomp.tir.tile import nodes as op
+from tinycomp.tir.tile.verify import verify_tile_program
+from tinycomp.tir.tree import statements
 
 
 def kernel(tile, **options):
@@ -61,3 +66,24 @@ def test_source():
         "fence_mbarrier_init();",
     ):
         assert text in source
+
+
+def test_programmatic_launches():
+    """Only requests to the L2 cache come before the wait for the launch ahead."""
+    product = Product(256, 512, 512, HopperTile(128, 128, 4, 2, 1), blocks=4, data=False)
+    plain, early = (emit_cuda(product.func, programmatic=p) for p in (False, True))
+    assert early.launches[0].programmatic
+    text = early.source[early.source.index("__global__") :]
+    order = ["tma_prefetch_2d(b_map", "griddepcontrol.wait", "griddepcontrol.launch_dependents"]
+    order += ["// producer", "tma_load_2d(a_tile", "tma_load_2d(b_tile"]
+    assert sorted(order, key=text.index) == order
+    assert "griddepcontrol" not in plain.source
+    assert "tma_prefetch_2d" not in plain.source
+
+
+def test_nothing_is_read_before_the_wait():
+    product = Product(256, 512, 512, HopperTile(128, 128, 4, 2, 1), blocks=4, data=False)
+    load = next(s for s in statements(product.program) if isinstance(s, op.TmaLoad))
+    setup = Seq((op.Ahead(load), product.program.setup))
+    with pytest.raises(ScheduleError, match="TmaLoad before the launch ahead has ended"):
+        verify_tile_program(replace(product.program, setup=setup))

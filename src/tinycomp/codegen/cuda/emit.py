@@ -85,9 +85,13 @@ _RESERVED = (
 )
 
 
-# Returns when all kernels ahead are complete and what they wrote can be seen (PTX ISA,
-# griddepcontrol).
-_WAIT_FOR_PREDECESSOR = 'asm volatile("griddepcontrol.wait;" ::: "memory");'
+# The first returns when the kernel ahead is complete and what it wrote can be seen; that has waited
+# for the one before it in the same way. The second lets the next kernel take what room there is,
+# where it waits in turn (PTX ISA, griddepcontrol).
+_PROGRAMMATIC = (
+    'asm volatile("griddepcontrol.wait;" ::: "memory");',
+    'asm volatile("griddepcontrol.launch_dependents;" ::: "memory");',
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,7 @@ def emit_cuda(
     Args:
         comment: text above the kernels.
         programmatic: let kernels be launched before the one ahead of them ends; they wait for it
-            themselves (programmatic dependent launch). Asynchronous tile programs are left out.
+            themselves (programmatic dependent launch).
 
     Raises:
         ScheduleError: a launch is over the limits of `arch`.
@@ -133,12 +137,9 @@ def emit_cuda(
     for index, root in enumerate(roots):
         name = _identifier(func.name if len(roots) == 1 else f"{func.name}_{index}")
         kind = TileEmitter if isinstance(root, TileProgram) else KernelEmitter
-        emitter = kind(func, name, workspace, has_async_copies(arch))
-        early = programmatic and kind is KernelEmitter
-        if early:
-            emitter.out.line(_WAIT_FOR_PREDECESSOR)
+        emitter = kind(func, name, workspace, has_async_copies(arch), programmatic)
         text, launch = emitter.run(root)
-        launch = dataclasses.replace(launch, programmatic=early)
+        launch = dataclasses.replace(launch, programmatic=programmatic)
         check_launch(launch, arch, func.span)
         launches.append(launch)
         texts.append(text)
@@ -177,9 +178,10 @@ class KernelEmitter:
     """Writes one launch."""
 
     def __init__(
-        self, func: PrimFunc, name: str, workspace: dict[Buffer, int], has_async: bool
-    ) -> None:
-        self.has_async = has_async
+        self, func: PrimFunc, name: str, workspace: dict[Buffer, int], has_async: bool,
+        programmatic: bool = False,
+    ) -> None:  # fmt: skip
+        self.has_async, self.programmatic = has_async, programmatic
         self.func, self.name, self.workspace = func, name, workspace
         self.out, self.names = Writer(), Names()
         self.expressions = ExprEmitter(self.out, self.names)
@@ -199,6 +201,7 @@ class KernelEmitter:
         ]
         for buffer in shared:
             self.names.buffers[buffer] = self.unique(buffer.name)
+        self.begin()
         nbytes = self._declare_shared(shared)
         self.cluster = cluster_size(root)
         self._statements(root)
@@ -236,6 +239,11 @@ class KernelEmitter:
             bounds = f"__cluster_dims__({self.cluster}, 1, 1) {bounds}"
         head = f'extern "C" __global__ void {bounds}{self.name}(\n'
         return "\n".join([f"{head}    {', '.join(arguments)}) {{", *self.out.lines, "}"])
+
+    def begin(self) -> None:
+        """What precedes all accesses to global memory."""
+        for line in _PROGRAMMATIC * self.programmatic:
+            self.out.line(line)
 
     def _declare_shared(self, buffers: list[Buffer]) -> int:
         """Shared arrays of their own, or parts of the one that is sized at launch."""

@@ -27,9 +27,10 @@ class TileEmitter(KernelEmitter):
     """Writes the launch of one tile program."""
 
     def __init__(
-        self, func: PrimFunc, name: str, workspace: dict[Buffer, int], has_async: bool
-    ) -> None:
-        super().__init__(func, name, workspace, has_async)
+        self, func: PrimFunc, name: str, workspace: dict[Buffer, int], has_async: bool,
+        programmatic: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(func, name, workspace, has_async, programmatic)
         self.taken |= NAMES
         self.parity: dict[op.Cursor, str] = {}
         self.stage: dict[op.Cursor, str] = {}
@@ -51,6 +52,7 @@ class TileEmitter(KernelEmitter):
         layout = shared_layout(program)
         self._prologue(layout.tiles, layout.barriers)
         self._statements(program.setup)
+        self.begin()
         for number, role in enumerate(program.roles):
             self._role(role, number)
         self.out.close()
@@ -209,6 +211,16 @@ class TileEmitter(KernelEmitter):
     def let_stage(self, stmt: op.LetStage) -> None:
         self._variable(stmt.var, stmt.cursor.stages, self.stage[stmt.cursor])
 
+    def ahead(self, stmt: op.Ahead) -> None:
+        if self.programmatic:
+            self.out.open("if (threadIdx.x == 0) {")
+            self._statements(stmt.body)
+            self.out.close()
+
+    def tma_prefetch(self, stmt: op.TmaPrefetch) -> None:
+        places = map(self._text, stmt.coordinates)
+        self.call(f"tma_prefetch_{len(stmt.coordinates)}d", self.maps[stmt.map], *places)
+
     def init_barriers(self, stmt: op.InitBarriers) -> None:
         self.out.open("if (threadIdx.x == 0) {")
         for map in self.program.maps:
@@ -348,6 +360,7 @@ _HANDLERS: dict[type, Callable[[TileEmitter, Any], None]] = {
     op.Let: TileEmitter.let, op.NamedArrive: TileEmitter.named_arrive,
     op.LetStage: TileEmitter.let_stage, op.InitBarriers: TileEmitter.init_barriers,
     op.FenceBarrierInit: TileEmitter.fence_barrier_init,
+    op.Ahead: TileEmitter.ahead, op.TmaPrefetch: TileEmitter.tma_prefetch,
     op.ClusterSync: TileEmitter.cluster_sync, op.NamedBarrier: TileEmitter.named_barrier,
     op.Wait: TileEmitter.wait, op.Arrive: TileEmitter.arrive,
     op.ExpectBytes: TileEmitter.expect_bytes, op.Advance: TileEmitter.advance,

@@ -197,6 +197,14 @@ def _tma(kind: str, rank: str) -> str:
     """A copy of a box of a tensor with `rank` dimensions."""
     dims = range(int(rank))
     ints = "".join(f", int c{i}" for i in dims)
+    if kind == "prefetch":
+        at = ", ".join(f"%{i + 1}" for i in dims)
+        inputs = ", ".join(f'"r"(c{i})' for i in dims)
+        return f"""\
+{_INLINE} void tma_prefetch_{rank}d(const TensorMap& map{ints}) {{
+  asm volatile("cp.async.bulk.prefetch.tensor.{rank}d.L2.global.tile [%0, {{{at}}}];"
+               :: "l"(&map), {inputs} : "memory");
+}}"""
     if kind == "store":
         at = ", ".join(f"%{i + 2}" for i in dims)
         inputs = "".join(f', "r"(c{i})' for i in dims)
@@ -230,7 +238,7 @@ def _tma(kind: str, rank: str) -> str:
 
 _FAMILIES: tuple[tuple[re.Pattern[str], Callable[..., str]], ...] = (
     (re.compile(r"wgmma_n(\d+)_([a-z0-9]+)(?:_(s8|u8))?_(k|mn|r)_(k|mn)"), _wgmma),
-    (re.compile(r"tma_((?:im2col_)?(?:load|multicast)|store)_(\d)d"), _tma),
+    (re.compile(r"tma_((?:im2col_)?(?:load|multicast)|store|prefetch)_(\d)d"), _tma),
 )
 NAMES = frozenset(_FIXED)
 

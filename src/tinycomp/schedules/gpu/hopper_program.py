@@ -15,7 +15,7 @@ import math
 from typing import Any
 
 from ...ir.expr import BinaryOp as Op
-from ...ir.expr import Expr, Load, Var, all_of, as_expr, binary, const, substitute
+from ...ir.expr import Expr, Load, Var, all_of, binary, const, substitute
 from ...ir.node import rewrite
 from ...tir.nodes import Buffer, For, ForKind, If, PrimFunc, Scope, Seq, Stmt, Store
 from ...tir.passes.simplify import simplify
@@ -29,6 +29,7 @@ from ...tir.tile.layout import (
 from ...tir.tile.nodes import (
     Accumulator,
     Advance,
+    Ahead,
     Arrive,
     Barrier,
     ClusterSync,
@@ -44,6 +45,7 @@ from ...tir.tile.nodes import (
     Role,
     ThreadCode,
     TileProgram,
+    TmaPrefetch,
     Wait,
     Wgmma,
     WgmmaCommit,
@@ -123,7 +125,7 @@ class Gemm:
             self.name, self.clusters * self.together, self.together, self.block, self.rank,
             self.copies.maps + writer.maps, (self.a_tile, self.b_tile, *writer.tiles),
             (self.full, self.empty, *turn, *writer.barriers),
-            Seq((InitBarriers(), FenceBarrierInit(), ClusterSync())),
+            Seq((InitBarriers(), FenceBarrierInit(), *self._ahead(), ClusterSync())),
             (self._producer(), self._consumer()), Seq(finish),
         )  # fmt: skip
 
@@ -138,14 +140,20 @@ class Gemm:
     def _walk(self, body: Stmt, place: tuple[Var, Var, Var], turn: Var | None = None) -> Stmt:
         """`body` for each tile of this block; the variables are the batch, and which tile of rows
         and of columns. With `turn`, only for tiles of this number modulo the consumers."""
-        batch, row_tile, column_tile = place
-        tile, per_batch = self.tile, self.row_tiles * self.column_tiles
-        t, which, index = Var("t"), Var("tile"), Var("index")
-        cluster = self.block // self.together
-        count = (as_expr(self.tiles + self.clusters - 1) - cluster) // self.clusters
+        tile, t = self.tile, Var("t")
+        count = self.tiles + self.clusters - 1 - self.block // self.together
+        count //= self.clusters
         number: Expr = t
         if turn is not None:
             number, count = t * tile.consumers + turn, (count - turn + 1) // tile.consumers
+        return For(t, const(0), count, Seq((*self._choose(number, place), body)))
+
+    def _choose(self, number: Expr, place: tuple[Var, Var, Var]) -> list[Stmt]:
+        """The variables of `_walk` for tile `number` of this block."""
+        batch, row_tile, column_tile = place
+        tile, per_batch = self.tile, self.row_tiles * self.column_tiles
+        which, index = Var("tile"), Var("index")
+        cluster = self.block // self.together
         group = min(tile.group, self.row_tiles)
         band, within = index // (group * self.column_tiles), index % (group * self.column_tiles)
         size: Expr = const(group)
@@ -154,14 +162,27 @@ class Gemm:
         down = band * group + within % size
         if tile.cluster > 1:
             down = down * tile.cluster + self.rank
-        lets = [
+        return [
             Let(which, cluster + number * self.clusters, self.tiles),
             Let(batch, which // per_batch, self.results),
             Let(index, which % per_batch, per_batch),
             Let(row_tile, down, self.row_tiles * tile.cluster),
             Let(column_tile, within // size, self.column_tiles),
         ]
-        return For(t, const(0), count, Seq((*lets, body)))
+
+    def _ahead(self) -> list[Stmt]:
+        """The first boxes of B, most often weights, on their way to the L2 cache before the launch
+        ahead has ended."""
+        if self.gathers:
+            return []
+        (place, _, column), k = self._place(), Var("k")
+        loads = self.copies.load_b(
+            self.copies.place(place[0], k), column, self.b_tile, Cursor("write", 1), self.full
+        )
+        boxes = Seq(tuple(TmaPrefetch(load.map, load.coordinates) for load in loads))
+        count = const(min(self.steps, self.tile.depth))
+        loop = For(k, const(0), count, boxes, annotations=ROLLED)
+        return [Ahead(Seq((*self._choose(const(0), place), loop)))]
 
     # -- producer ------------------------------------------------------------------------------
 

@@ -258,6 +258,8 @@ class Agent:
                 stack.append(iter(stmt.stmts))
             elif isinstance(stmt, For):
                 stack.append(self._iterations(stmt))
+            elif isinstance(stmt, op.Ahead):
+                stack.append(iter((stmt.body,) if self is self.block.agents[0] else ()))
             elif isinstance(stmt, If):
                 chosen = stmt.then if self.value(stmt.condition) else stmt.otherwise
                 stack.append(iter(() if chosen is None else (chosen,)))
@@ -416,6 +418,10 @@ class Agent:
                 landing(block, barrier, stmt.map, source, corner, tap, start, done, what)
             )
 
+    def tma_prefetch(self, stmt: op.TmaPrefetch) -> None:
+        for place in stmt.coordinates:
+            self.value(place)
+
     def tma_store(self, stmt: op.TmaStore) -> None:
         corner = [self.value(c) for c in stmt.coordinates]
         offset, nbytes = self.value(stmt.offset), stmt.map.box_bytes
@@ -494,7 +500,8 @@ _HANDLERS: dict[type, Callable[[Agent, Any], Steps | None]] = {
     op.FenceBarrierInit: Agent.fence_barrier_init, op.ClusterSync: Agent.cluster_sync,
     op.NamedBarrier: Agent.named_barrier, op.Wait: Agent.wait, op.Arrive: Agent.arrive,
     op.ExpectBytes: Agent.expect_bytes, op.Advance: Agent.advance, op.TmaLoad: Agent.tma_load,
-    op.TmaStore: Agent.tma_store, op.CommitStores: Agent.commit_stores,
+    op.TmaPrefetch: Agent.tma_prefetch, op.TmaStore: Agent.tma_store,
+    op.CommitStores: Agent.commit_stores,
     op.WaitStores: Agent.wait_stores, op.FenceProxy: Agent.fence_proxy,
     op.WgmmaFence: Agent.wgmma_fence, op.Wgmma: Agent.wgmma, op.WgmmaCommit: Agent.wgmma_commit,
     op.WgmmaWait: Agent.wgmma_wait, op.ThreadCode: Agent.thread_code,

@@ -19,11 +19,11 @@ from ..nodes import Buffer, Stmt
 from .layout import MatrixDescriptor, Swizzle, WgmmaShape
 
 __all__ = [
-    "Accumulator", "Advance", "Arrive", "Barrier", "ClusterSync", "CommitStores", "Cursor",
+    "Accumulator", "Advance", "Ahead", "Arrive", "Barrier", "ClusterSync", "CommitStores", "Cursor",
     "ExpectBytes", "FenceBarrierInit", "FenceProxy", "Fragment", "Im2col", "InitBarriers", "Let",
     "LetStage", "NamedArrive", "NamedBarrier", "Operand", "Role", "SharedTile", "TensorMap",
-    "ThreadCode", "TileProgram", "TmaLoad", "TmaStore", "Wait", "WaitStores", "Wgmma",
-    "WgmmaCommit", "WgmmaFence", "WgmmaWait",
+    "ThreadCode", "TileProgram", "TmaLoad", "TmaPrefetch", "TmaStore", "Wait", "WaitStores",
+    "Wgmma", "WgmmaCommit", "WgmmaFence", "WgmmaWait",
 ]  # fmt: skip
 
 WARPGROUP = 128
@@ -322,6 +322,24 @@ class TmaLoad(TileOp):
     barrier: Barrier
     multicast: bool = False
     tap: tuple[Expr, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Ahead(TileOp):
+    """What one thread does in the setup before a launch waits for the one ahead of it, where
+    launches are programmatic; nothing elsewhere. It may only ask for data (`TmaPrefetch`)."""
+
+    CHILDREN = ("body",)
+    body: Stmt
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class TmaPrefetch(TileOp):
+    """Ask for the box at `coordinates` in the L2 cache, from which nothing stale is read later."""
+
+    CHILDREN = ("coordinates",)
+    map: TensorMap
+    coordinates: tuple[Expr, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

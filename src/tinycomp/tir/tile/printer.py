@@ -40,6 +40,8 @@ def op_parts(stmt: Stmt, depth: int) -> list[tuple[Any, int]] | None:
         notes = f", {stmt.registers} registers" if stmt.registers else ""
         who = "one thread" if stmt.single else f"{stmt.warpgroups} warpgroups"
         return [(f"role {stmt.name}: {who}{notes}", depth), (stmt.body, depth + 1)]
+    if isinstance(stmt, op.Ahead):
+        return [("ahead of the wait for the launch before:", depth), (stmt.body, depth + 1)]
     if isinstance(stmt, op.ThreadCode):
         return [("each thread:", depth), (stmt.body, depth + 1)]
     return [(_text(stmt), depth)] if isinstance(stmt, op.TileOp) else None
@@ -67,6 +69,8 @@ def _text(stmt: op.TileOp) -> str:
             many = ", to all blocks of the cluster" if stmt.multicast else ""
             done = _at(stmt.barrier, stmt.cursor)
             return f"tma_load({_box(stmt)} -> {where}, counted on {done}{many})"
+        case op.TmaPrefetch():
+            return f"tma_prefetch({_box(stmt)})"
         case op.TmaStore():
             return f"tma_store({stmt.tile.name} + {stmt.offset} -> {_box(stmt)})"
         case op.WaitStores() | op.WgmmaWait():
@@ -95,7 +99,7 @@ def _at(barrier: op.Barrier, cursor: op.Cursor) -> str:
     return f"{barrier.name}[{cursor.name}]"
 
 
-def _box(stmt: op.TmaLoad | op.TmaStore) -> str:
+def _box(stmt: op.TmaLoad | op.TmaPrefetch | op.TmaStore) -> str:
     place = f"{stmt.map.name}[{', '.join(str(c) for c in reversed(stmt.coordinates))}]"
     tap = stmt.tap if isinstance(stmt, op.TmaLoad) else ()
     return place + (f" at tap [{', '.join(str(t) for t in reversed(tap))}]" if tap else "")

@@ -55,6 +55,12 @@ def verify_tile_program(program: op.TileProgram) -> None:
     _check_registers(program)
     for map in program.maps:
         _check_map(program, map)
+    for ahead in (s for s in statements(program) if isinstance(s, op.Ahead)):
+        early = {type(s).__name__ for s in statements(ahead.body) if isinstance(s, op.TileOp)}
+        early -= {"Let", "TmaPrefetch"}
+        _require(
+            not early, program, f"{', '.join(sorted(early))} before the launch ahead has ended"
+        )
     names = [s for s in statements(program) if isinstance(s, op.NamedBarrier)]
     _require(not names or program.warpgroups < 16, program, "more than 15 named barriers")
 
