@@ -407,8 +407,9 @@ class KernelEmitter:
             self._wide_store(name, buffer, bare(ats[0]), values, lanes)
             return
         masks = None if stmt.predicate is None else emitter.lanes(stmt.predicate)
+        exact = emitter.is_exact(stmt.value)
         for lane in range(lanes):
-            value = emitter.encode(values[lane if len(values) > 1 else 0], buffer.dtype)
+            value = emitter.encode(values[lane if len(values) > 1 else 0], buffer.dtype, exact)
             text = f"{name}[{emitter.element(index, access, lane)}] = {value};"
             if masks is not None:
                 text = f"if ({bare(masks[lane if len(masks) > 1 else 0])}) {text}"

@@ -98,6 +98,7 @@ class ExprEmitter:
         self._trail: list[Node] = []
         self._uses: Mapping[Node, int] = {}
         self._costly: dict[Node, bool] = {}
+        self._exact: dict[Node, bool] = {}
         self._narrow: dict[Node, bool] = {}
 
     def begin(self, roots: list[Expr]) -> None:
@@ -395,14 +396,16 @@ class ExprEmitter:
             return f"{self.out.use('bfloat16_to_float')}({text})"
         return text
 
-    def encode(self, text: str, dtype: DType) -> str:
-        """A value as its stored bits; what was loaded just now keeps them, and what was rounded is
-        rounded once."""
+    def encode(self, text: str, dtype: DType, exact: bool = False) -> str:
+        """A value as its stored bits; what was loaded just now keeps them, what was rounded is
+        rounded once, and what is `exact` not at all."""
         name = {DType.FLOAT16: "half", DType.BFLOAT16: "bfloat16"}.get(dtype)
         if name is None:
             return bare(text)
         if loaded := _argument(text, f"{name}_to_float"):
             return loaded
+        if exact and dtype is DType.BFLOAT16:
+            return f"{self.out.use('bfloat16_bits')}({bare(text)})"
         text = _argument(text, f"round_{name}") or text
         return f"{self.out.use(f'float_to_{name}')}({bare(text)})"
 
@@ -445,6 +448,10 @@ class ExprEmitter:
 
         work.extend((finish, sides[1], open_else, sides[0]))
 
+    def is_exact(self, expr: Expr) -> bool:
+        """Whether a 16-bit value needs no rounding, held as float: no arithmetic made it."""
+        return fold(expr, _exact_step, self._exact)
+
     def _is_costly(self, expr: Expr) -> bool:
         return fold(expr, _costly_step, self._costly)
 
@@ -468,6 +475,16 @@ _CHEAP = frozenset(
 def _costly_step(node: Node, children: list[bool]) -> bool:
     own = isinstance(node, Load) or (isinstance(node, Call) and node.name not in _CHEAP)
     return own or any(children)
+
+
+def _exact_step(node: Node, children: list[bool]) -> bool:
+    if isinstance(node, Load | FloatImm):
+        return True
+    if isinstance(node, Select) or (isinstance(node, Call) and node.name == "if_then_else"):
+        return children[1] and children[2]
+    if isinstance(node, Binary):
+        return node.op in (BinaryOp.MIN, BinaryOp.MAX) and all(children)
+    return isinstance(node, Broadcast) and all(children)
 
 
 def _zero(dtype: DType) -> str:

@@ -39,6 +39,11 @@ __device__ __forceinline__ unsigned short float_to_bfloat16(float x) {
   if (x != x) return (unsigned short)((bits >> 16) | 0x40u);
   return (unsigned short)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }""",
+    "bfloat16_bits": """\
+// Of a float that is a bfloat16 already.
+__device__ __forceinline__ unsigned short bfloat16_bits(float x) {
+  return (unsigned short)((unsigned int)__float_as_int(x) >> 16);
+}""",
     "round_bfloat16": """\
 // As the upper half of a register: one F2FP, where cvt.rn.bf16.f32 and a shift are a slow F2F.
 __device__ __forceinline__ float round_bfloat16(float x) {
