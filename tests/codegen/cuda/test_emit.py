@@ -1,5 +1,7 @@
 """CUDA C++ of kernels: readable, wide where it may be, and refused where a GPU could not run it."""
 
+import operator
+
 import pytest
 
 from tinycomp import te
@@ -133,3 +135,13 @@ def test_a_block_loop_inside_a_serial_one_is_refused():
 def double_rows():
     a = te.placeholder((4, 8), name="A")
     return te.compute((4, 8), lambda i, j: a[i, j] * 2.0, name="B")
+
+
+@pytest.mark.parametrize(("rounds", "value"), [(False, te.maximum), (True, operator.add)])
+def test_what_is_only_chosen_is_not_rounded_again(rounds, value):
+    """A maximum of bfloat16 is one; a sum is not."""
+    a, b = (te.placeholder((64,), "bfloat16", name) for name in "ab")
+    out = te.compute((64,), lambda i: value(a[i], b[i]), name="out")
+    text = source(bind_unbound(te.create_schedule(out.op).func))
+    assert ("= float_to_bfloat16(" in text) == rounds
+    assert ("= bfloat16_bits(" in text) != rounds

@@ -152,6 +152,16 @@ def test_what_doctor_says(library):
     }
 
 
+def test_what_doctor_says_of_gpus_that_are_hidden(monkeypatch):
+    def refuse(self, call, *_):
+        raise driver_error(call, 100, "CUDA_ERROR_NO_DEVICE", "no device is detected")
+
+    monkeypatch.setattr(CudaDriver, "_call", refuse)
+    found = describe(object())
+    assert "cuInit: CUDA_ERROR_NO_DEVICE" in found["CUDA driver"]
+    assert "CUDA_VISIBLE_DEVICES" in found["problem"]
+
+
 def test_what_doctor_says_without_a_driver(monkeypatch):
     def missing(name):
         raise OSError(name)

@@ -1,7 +1,10 @@
 """The runtime for GPUs, on a device made of NumPy (`testing.fake_cuda`)."""
 
+import contextlib
 import gc
+import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -502,6 +505,69 @@ def test_streams_of_other_libraries():
             return (0, 9)
 
     assert [stream_handle(s) for s in (Torch(), Cupy(), Core(), 5, 0, 1)] == [7, 8, 9, 5, 0, 0]
+
+
+class OnGpu:
+    """An array with nothing but DLPack, on a GPU of this number."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __dlpack_device__(self):
+        return (2, self.number)
+
+    def __dlpack__(self, **_):
+        raise BufferError("strides are not supported")
+
+
+def test_arrays_of_another_gpu(device):
+    module, _ = device(CHAIN)
+    with pytest.raises(InputError, match=r"input 'x' is on GPU 1.*\n.*CUDA_VISIBLE_DEVICES"):
+        module.run({"x": OnGpu(1), "y": np.zeros(4, "f4")})
+
+
+def test_arrays_that_cupy_cannot_read(monkeypatch):
+    def from_dlpack(value):
+        return value.__dlpack__()
+
+    def external_stream(handle):
+        return contextlib.nullcontext()
+
+    cupy = SimpleNamespace(
+        from_dlpack=from_dlpack,
+        ascontiguousarray=np.asarray,
+        cuda=SimpleNamespace(ExternalStream=external_stream),
+    )
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    with pytest.raises(InputError, match=r"OnGpu cannot be read through DLPack: strides.*\n.*CuPy"):
+        CupyArrays().contiguous(OnGpu(0), 0)
+
+
+def test_machine_code_that_the_driver_does_not_know(device):
+    """As code of a newer NVRTC than the driver is for."""
+    module, driver = device(CHAIN)
+    driver._known.clear()
+    with pytest.raises(ExecutionError, match=r"CUDA_ERROR_INVALID_IMAGE.*\n.*newer driver"):
+        module.run(dict(zip("xy", data(), strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "shared"),
+    [
+        ((1, 70_000, 1), (32, 1, 1), 0),
+        ((1, 1, 1), (1024, 2, 1), 0),
+        ((1, 1, 1), (32, 1, 1), 50_000),
+    ],
+)
+def test_launches_over_the_limits(device, grid, block, shared):
+    module, driver = device(CHAIN)
+    driver.use()
+    name, (launch, *_) = next(iter(module.plan.launches.items()))
+    function = driver.function(driver.load_module(module.artifact.objects[name]), launch.name)
+    with pytest.raises(ExecutionError, match=r"INVALID_VALUE.*\n.*limits of this GPU"):
+        driver.launch(function, grid, block, shared, 0, [])
+    with pytest.raises(ExecutionError, match="cuFuncSetAttribute"):
+        driver.allow_shared(function, 300_000)
 
 
 def test_without_a_driver_or_cupy(config):

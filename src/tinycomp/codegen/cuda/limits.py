@@ -17,7 +17,7 @@ STATIC_SHARED = 48 * 1024  # bytes; more is asked for at launch
 
 _SHARED = {
     "sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227,
-    "sm_103": 227, "sm_120": 99,
+    "sm_103": 227, "sm_110": 227, "sm_120": 99, "sm_121": 99,
 }  # fmt: skip
 
 

@@ -75,7 +75,8 @@ def compile_cuda(source: str, arch: str, name: str = "kernel.cu") -> Cubin:
     if arch.rstrip("af").removeprefix("sm_") not in map(str, known):
         raise TinycompError(
             f"NVRTC {nvrtc.version} does not know the architecture {arch!r}",
-            hint="it knows " + ", ".join(f"sm_{a}" for a in known),
+            hint="it knows " + ", ".join(f"sm_{a}" for a in known) + "; another version of "
+            "nvidia-cuda-nvrtc may know more",
         )
     options = (f"--gpu-architecture={arch}", *OPTIONS)
     status, code, log = nvrtc.compile(source, name, options)

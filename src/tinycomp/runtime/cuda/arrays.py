@@ -61,8 +61,9 @@ def device_array(
     What is not dense is copied, if `what` is an input; the stream must be behind the producer's.
 
     Raises:
-        InputError: wrong dtype or shape, or an output that is not dense.
+        InputError: another GPU, wrong dtype or shape, or an output that is not dense.
     """
+    require_first_gpu(value, f"{what} {spec.name!r}")
     interface = getattr(value, "__cuda_array_interface__", None)
     if interface is None:  # only DLPack
         value = arrays.contiguous(value, stream)
@@ -74,6 +75,21 @@ def device_array(
         raise InputError(f"{what} {spec.name!r} is not dense and row-major")
     copy = arrays.contiguous(value, stream)
     return _read(copy.__cuda_array_interface__, spec, what, copy)
+
+
+def require_first_gpu(value: Any, what: str) -> None:
+    """Refuse an array on another GPU than the first, where kernels run.
+
+    Raises:
+        InputError: it is on another.
+    """
+    device = getattr(value, "__dlpack_device__", None)
+    number = device()[1] if device is not None else 0
+    if number:
+        raise InputError(
+            f"{what} is on GPU {number}, but kernels run on GPU 0",
+            hint="move it there, or let CUDA_VISIBLE_DEVICES name the GPU to use",
+        )
 
 
 def producer_stream(value: Any) -> int | None:
@@ -163,7 +179,13 @@ class CupyArrays:
         cupy = _cupy()
         if hasattr(value, "__cuda_array_interface__"):
             return cupy.asarray(value)
-        return cupy.from_dlpack(value)
+        try:
+            return cupy.from_dlpack(value)
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"a {type(value).__name__} cannot be read through DLPack: {error}",
+                hint="pass an array of CuPy or PyTorch",
+            ) from error
 
 
 def _cupy() -> Any:

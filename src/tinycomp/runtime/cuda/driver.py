@@ -373,19 +373,37 @@ def driver_error(call: str, status: int, name: str, meaning: str) -> TinycompErr
             f"the GPU is out of memory ({call})",
             hint="use a smaller batch, or free memory that other programs and modules hold",
         )
-    hints = {
-        "CUDA_ERROR_NO_BINARY_FOR_GPU": "compile the model again for this GPU: target='cuda'",
-        "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": "update the driver",
-        "CUDA_ERROR_INVALID_IMAGE": "compile the model again; the machine code is damaged",
-        "CUDA_ERROR_INVALID_VALUE": "a launch may be over the limits of this GPU: compile for it",
-        "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES": "compile the model again for this GPU",
-        "CUDA_ERROR_ILLEGAL_ADDRESS": "an input may be freed or of another device; the process "
-        "must be restarted",
-    }
     return ExecutionError(
         f"the CUDA driver refuses {call}: {name}: {meaning}",
-        hint=hints.get(name, "`tinycomp doctor` shows what is found"),
+        hint=_HINTS.get(name, "`tinycomp doctor` shows what is found"),
     )
+
+
+_CODE = (
+    "machine code by NVRTC of a newer CUDA than the driver's needs a newer driver, which `tinycomp "
+    "doctor` shows; else compile the model again for this GPU: target='cuda'"
+)
+_RESTART = (
+    "an input may be freed or of another device (compute-sanitizer names the access); the process "
+    "must be restarted"
+)
+_HINTS = {
+    "CUDA_ERROR_NO_DEVICE": "CUDA_VISIBLE_DEVICES hides GPUs if it is set; a container needs to be "
+    "started with them (docker run --gpus all)",
+    "CUDA_ERROR_STUB_LIBRARY": "libcuda.so.1 is the toolkit's stub: put the folder of the driver's "
+    "own first in LD_LIBRARY_PATH",
+    "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "the driver was updated while it ran: restart the machine",
+    "CUDA_ERROR_SYSTEM_NOT_READY": "start the service nvidia-fabricmanager",
+    "CUDA_ERROR_DEVICE_UNAVAILABLE": "another process has the GPU for itself (nvidia-smi shows it)",
+    "CUDA_ERROR_NO_BINARY_FOR_GPU": _CODE,
+    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": _CODE,
+    "CUDA_ERROR_INVALID_IMAGE": _CODE,
+    "CUDA_ERROR_INVALID_VALUE": "a launch may be over the limits of this GPU: compile for it",
+    "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES": "compile the model again for this GPU",
+    "CUDA_ERROR_ILLEGAL_ADDRESS": _RESTART,
+    "CUDA_ERROR_MISALIGNED_ADDRESS": _RESTART,
+    "CUDA_ERROR_LAUNCH_FAILED": _RESTART,
+}
 
 
 def _load_library() -> Any:
@@ -440,7 +458,8 @@ def describe(library: Any = None) -> dict[str, str]:
             "GPU": f"{driver.name}, {driver.arch}, {total} of memory, {free} free",
         }
     except TinycompError as error:
-        return {"CUDA driver": error.message}
+        advice = {"problem": error.hint} if error.hint in _HINTS.values() else {}
+        return {"CUDA driver": error.message, **advice}
 
 
 @functools.cache

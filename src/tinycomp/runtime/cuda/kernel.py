@@ -15,7 +15,7 @@ from ...codegen.cuda.nvrtc import Cubin
 from ...diagnostics import ExecutionError, InputError
 from ...tir.nodes import Buffer
 from ..function import TimeResult
-from .arrays import holds, is_dense
+from .arrays import holds, is_dense, require_first_gpu
 from .driver import Driver
 from .program import check_arch, function_of, host_bytes, release
 from .timing import time_on_stream
@@ -41,6 +41,7 @@ class DeviceView:
                 f"{buffer.name!r} is a {type(value).__name__}, not an array on the device",
                 hint="pass CuPy or PyTorch arrays, or NumPy arrays for all arguments",
             )
+        require_first_gpu(value, repr(buffer.name))
         self.address, self.shape = interface["data"][0], tuple(interface["shape"])
         self.ndim = len(self.shape)
         stored = np.dtype(interface["typestr"])
