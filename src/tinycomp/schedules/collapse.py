@@ -47,12 +47,13 @@ def collapse_dims(function: Function) -> Function:
 
 
 def collapse_reduced(function: Function) -> Function:
-    """A function of elementwise operators and reductions that keep all dimensions, over fewer.
+    """A chain of reductions and elementwise operators over fewer dimensions.
 
         softmax(x[8, 64, 128, 128], axis=1)   -->   softmax(x[8, 64, 16384], axis=1)
 
     Other functions come back as they are.
     """
+    function = _with_kept_dims(function)
     out = function.ret_type
     if not isinstance(out, TensorType) or out.rank < 3 or not math.prod(out.static_shape):
         return function
@@ -60,13 +61,13 @@ def collapse_reduced(function: Function) -> Function:
     reduced = [_kept_axes(b.value, out.rank) for b in reductions]
     if not reductions or not all(reduced):
         return function
-    if any(len(_static(a)) != out.rank for a in _operands(function, set())):
-        return function
-    full = [max(_static(a)[d] for a in _operands(function, set())) for d in range(out.rank)]
+    shapes = [_padded(a.type, out.rank) for a in _operands(function, set())]
+    full = [max(sizes) for sizes in zip(*shapes, strict=True)]
     masks = [tuple(1 if d in axes else n for d, n in enumerate(full)) for axes in reduced]
     groups = groups_of(function, out, 0, set(), masks)
     places = {d: number for number, group in enumerate(groups) for d in group}
     rows = function.attrs.get("rows", 0)
+    rows = rows if math.prod(full[:rows]) > 1 else 0
     wide = [axes & {d for d in range(out.rank) if full[d] > 1} for axes in reduced]
     if len(groups) == out.rank or not all(wide) or (rows and places[rows - 1] == places[rows]):
         return function
@@ -76,9 +77,51 @@ def collapse_reduced(function: Function) -> Function:
         attrs: Any = binding.value.attrs  # type: ignore[union-attr]
         attributes[binding] = replace(attrs, axis=new if isinstance(attrs.axis, tuple) else new[0])
     result = rebuild(function, out.rank, groups, set(), attributes=attributes)
-    if not rows:
+    if "rows" not in function.attrs:
         return result
-    return replace(result, attrs={**function.attrs, "rows": places[rows]})
+    return replace(result, attrs={**function.attrs, "rows": places[rows] if rows else 0})
+
+
+def _with_kept_dims(function: Function) -> Function:
+    """The function with dimensions of extent 1 where its last reduction drops them: in its result
+    and in what is computed from it. The elements are the same."""
+    if not function.attrs.get("stitched"):
+        return function
+    changed: dict[Atom, Var] = {}
+    bindings: list[Binding] = []
+    for binding in function.bindings:
+        call = binding.value
+        if not isinstance(call, Call) or not isinstance(call.op, Op):
+            return function
+        attrs: Any = call.attrs
+        drops = not is_elementwise(call) and not getattr(attrs, "keepdims", True)
+        inside = [a for a in call.args if a in changed]
+        if drops and not inside and isinstance(attrs.axis, tuple):
+            shape = _static(call.args[0])
+            gone = {a % len(shape) for a in attrs.axis}
+            shape = tuple(1 if d in gone else n for d, n in enumerate(shape))
+            attrs = replace(attrs, keepdims=True)
+        elif inside and is_elementwise(call):
+            shape = _static(changed[inside[0]])
+            if any(a not in changed and math.prod(_static(a)) > 1 for a in call.args):
+                return function
+        elif inside:
+            return function
+        else:
+            bindings.append(binding)
+            continue
+        assert isinstance(binding.var.type, TensorType)
+        var = Var(binding.var.name, TensorType(shape, binding.var.type.dtype), binding.var.span)
+        changed[binding.var] = var
+        args = tuple(changed.get(a, a) for a in call.args)
+        bindings.append(Binding(var, Call(call.op, args, attrs), binding.span))
+    result = changed.get(function.result, function.result)
+    return Function(function.params, tuple(bindings), result, function.attrs)
+
+
+def _static(atom: Atom) -> tuple[int, ...]:
+    assert isinstance(atom.type, TensorType)
+    return atom.type.static_shape
 
 
 def _kept_axes(value: Value, rank: int) -> set[int]:
@@ -91,11 +134,6 @@ def _kept_axes(value: Value, rank: int) -> set[int]:
         return {axis % rank}
     kept = getattr(value.attrs, "keepdims", False) and isinstance(axis, tuple)
     return {a % rank for a in axis} if kept else set()
-
-
-def _static(atom: Atom) -> tuple[int, ...]:
-    assert isinstance(atom.type, TensorType)
-    return atom.type.static_shape
 
 
 def is_elementwise(value: Value) -> bool:

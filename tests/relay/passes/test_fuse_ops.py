@@ -16,6 +16,7 @@ from tinycomp.relay.op import OpPattern
 from tinycomp.relay.pass_infra import PassContext, Sequential
 from tinycomp.relay.passes.fuse_ops import FuseOps
 from tinycomp.relay.structural_key import structural_key
+from tinycomp.target import Target
 
 OPS = default_ops()
 
@@ -150,6 +151,25 @@ def test_reduction_over_leading_axes_is_not_stitched():
     x = b.param("x", (3, 8))
     f = b.finish(b.call("subtract", x, b.call("mean", x, axis=(0,), keepdims=True)))
     assert kernels(fuse(f)) == ["mean", "subtract"]
+
+
+def test_columns_are_stitched_for_gpus():
+    """Reductions over inner axes; a value without that axis may not be broadcast into the group."""
+    b = Builder(OPS)
+    x = b.param("x", (2, 3, 8))
+    centred = b.call("subtract", x, b.call("mean", x, axis=(1,), keepdims=True))
+    variance = b.call("mean", b.call("multiply", centred, centred), axis=(1,), keepdims=False)
+    f = b.finish(b.call("sqrt", variance))
+    context = PassContext(OPS, Target.parse("cuda -arch=sm_90a"))
+    g = FuseOps().run_function(f, context)
+    assert kernels(g) == ["mean subtract multiply mean sqrt"]
+    check_same(f, g)
+    b = Builder(OPS)
+    x = b.param("x", (3, 3, 3))
+    f = b.finish(b.call("subtract", x, b.call("mean", x, axis=(1,), keepdims=False)))
+    g = FuseOps().run_function(f, context)
+    assert kernels(g) == ["mean", "subtract"]
+    check_same(f, g)
 
 
 def test_multiply_and_sum_is_a_plain_reduction():

@@ -91,7 +91,7 @@ def _rows() -> dict[str, Case]:
         for n, length in (
             (4096, 10), (8192, 64), (8192, 768), (128, 768), (2048, 4096), (64, 16384),
             (64, 32768), (64, 50000), (64, 131072), (8, 262144), (8, 800000), (1, 1 << 20),
-            (4096, 1031),
+            (4096, 1031), (1 << 20, 4), (1 << 20, 3),
         )
     }  # fmt: skip
     cases |= {
@@ -120,6 +120,16 @@ def _rows() -> dict[str, Case]:
     return cases
 
 
+def variance(*axes: int) -> Callable[..., Any]:
+    """The variance over some axes."""
+
+    def make(b: Any, x: Any) -> Any:
+        centred = b.call("subtract", x, b.call("mean", x, attrs=ReduceAttrs(axes, True)))
+        return b.call("mean", b.call("multiply", centred, centred), attrs=ReduceAttrs(axes))
+
+    return make
+
+
 def _reductions() -> dict[str, Case]:
     def reduced(op: str, *axes: int) -> Callable[..., Any]:
         return one(op, ReduceAttrs(axes))
@@ -130,6 +140,9 @@ def _reductions() -> dict[str, Case]:
         "max of rows": (reduced("max", 1), (((8192, 4096), F),)),
         "mean of planes": (reduced("mean", 2, 3), (((8, 2048, 7, 7), F),)),
         "sum of batches": (reduced("sum", 0, 2, 3), (((32, 64, 112, 112), F),)),
+        "sum of short rows": (reduced("sum", 1), (((1 << 20, 4), F),)),
+        "variance of channels": (variance(1), (((64, 64, 56, 56), F),)),
+        "variance of planes": (variance(2, 3), (((64, 64, 56, 56), F),)),
         "mean of tokens": (reduced("mean", 1), (((64, 49, 768), F),)),
         "argmax of rows": (one("argmax", ArgReduceAttrs(1)), (((64, 50257), F),)),
         "argmax of columns": (one("argmax", ArgReduceAttrs(1)), (((1, 21, 128, 128), F),)),

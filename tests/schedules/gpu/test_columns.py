@@ -42,9 +42,44 @@ def standardise(axes):
     def make(b, x):
         centred = b.call("subtract", x, b.call("mean", x, attrs=attrs))
         variance = b.call("mean", b.call("multiply", centred, centred), attrs=attrs)
-        return b.call("divide", centred, b.call("sqrt", b.call("add", variance, b.constant(1e-5))))
+        return b.call("divide", centred, b.call("sqrt", b.call("add", variance, b.const(1e-5, F))))
 
     return make
+
+
+def variance(axes):
+    def make(b, x):
+        centred = b.call("subtract", x, b.call("mean", x, attrs=ReduceAttrs(axes, True)))
+        return b.call("mean", b.call("multiply", centred, centred), attrs=ReduceAttrs(axes))
+
+    return make
+
+
+AXES = [
+    ((2, 21, 6, 8), (1,)), ((3, 40, 5, 5), (2, 3)), ((1, 64, 4, 4), (1,)), ((4, 2, 3, 70), (1, 2)),
+    ((33, 50), (0,)), ((1, 1, 300), (2,)), ((2, 3, 1, 9), (2, 3)), ((2, 1, 12, 7), (1,)),
+    ((5, 6, 7, 8), (1, 2, 3)), ((1, 9, 1, 40), (0, 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [standardise, variance])
+@pytest.mark.parametrize(("shape", "axes"), AXES)
+def test_normalisations_of_any_axes_are_one_kernel(make, shape, axes):
+    func = kit.check(make(axes), (shape, F), rtol=1e-4, atol=1e-5)
+    assert PLAIN not in func.attrs
+    (launch,) = kit.find_accesses(func)
+
+
+def test_an_affine_normalisation_over_channels():
+    def make(b, x, scale, shift):
+        return b.call("add", b.call("multiply", standardise((1,))(b, x), scale), shift)
+
+    kit.check(make, ((2, 48, 6, 10), F), ((48, 1, 1), F), ((48, 1, 1), F), rtol=1e-4, atol=1e-5)
+    func = kit.kernel(make, ((16, 96, 56, 56), F), ((96, 1, 1), F), ((96, 1, 1), F))
+    (launch,) = kit.find_accesses(func)
+    large = [s for s in launch.global_sites if s.buffer.name == "p0" or s.verb == "store"]
+    assert all(site.width == 16 and site.efficiency == 1 for site in large)
+    assert sum(site.moved for site in large) <= 1.05 * launch.unique
 
 
 @pytest.mark.parametrize(

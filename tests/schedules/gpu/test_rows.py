@@ -96,6 +96,16 @@ def test_accesses(shape, dtype, width):
     assert launch.in_flight >= 16
 
 
+@pytest.mark.parametrize("length", [2, 3, 4, 5, 16, 17])
+def test_short_rows_have_their_loads_in_flight(length):
+    func = kit.kernel(softmax, ((1 << 20, length), F))
+    (launch,) = kit.find_accesses(func)
+    assert launch.in_flight * 2048 >= 20_000
+    assert launch.moved <= 1.45 * launch.unique
+    assert not launch.shared_sites
+    kit.check(softmax, ((1 << 15, length), F))
+
+
 @pytest.mark.parametrize("count", [16, 128, 2048, 100_000])
 def test_rows_are_spread_over_the_gpu(count):
     (launch,) = kit.launches(softmax, ((count, 768), F))

@@ -14,6 +14,7 @@ from ..views import is_whole_view, view_offset
 from .fusion_groups import Partitioner
 
 MAX_NAME = 96
+_GPU_ROW_BYTES = 512 * 1024  # the registers of some blocks
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class FuseOps(FunctionPass):
     other rows are one kernel.
 
     Options: `max_ops` and `max_args` limit one group; `max_row_bytes` limits the row buffers of a
-    stitched one, and 0 turns stitching off. `fuse` False wraps each operator alone.
+    stitched one on a CPU, and 0 turns stitching off. `fuse` False wraps each operator alone.
     """
 
     max_ops: int = 64
@@ -40,7 +41,9 @@ class FuseOps(FunctionPass):
         if function.is_primitive:
             return function
         max_ops = self.max_ops if self.fuse else 1
-        groups = Partitioner(function, max_ops, self.max_args, self.max_row_bytes).run()
+        gpu = ctx.target is not None and ctx.target.kind == "cuda"
+        row_bytes = _GPU_ROW_BYTES if gpu and self.max_row_bytes else self.max_row_bytes
+        groups = Partitioner(function, max_ops, self.max_args, row_bytes, gpu).run()
         bindings: list[Binding] = []
         for group in groups:
             members = [function.bindings[m] for m in group.members]

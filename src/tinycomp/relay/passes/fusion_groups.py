@@ -80,11 +80,20 @@ class Partitioner:
         function: its bindings are operators; calls of fused functions are left alone.
         max_ops, max_args: limits of one group.
         max_row_bytes: limit of the row buffers of a stitched group; 0 turns stitching off.
+        columns: whether groups over inner axes are stitched too.
     """
 
-    def __init__(self, function: Function, max_ops: int, max_args: int, max_row_bytes: int) -> None:
+    def __init__(
+        self,
+        function: Function,
+        max_ops: int,
+        max_args: int,
+        max_row_bytes: int,
+        columns: bool = False,
+    ) -> None:
         self.bindings = function.bindings
         self.max_ops, self.max_args, self.max_row_bytes = max_ops, max_args, max_row_bytes
+        self.columns = columns
         self.kinds = [node_pattern(b) for b in self.bindings]
         self.consumers, escaping = self._edges(function)
         self.tree = post_dominators(self.consumers, escaping)
@@ -150,7 +159,7 @@ class Partitioner:
         merged = Group(members, max(g.pattern for g in groups))
         if allowed is None:
             bindings = [self.bindings[m] for m in members]
-            space = find_row_space(bindings, self.max_row_bytes)
+            space = find_row_space(bindings, self.max_row_bytes, self.columns)
             if space is None:
                 return False
             if goes_past_reduction(bindings):
@@ -200,7 +209,7 @@ class Partitioner:
         for group in self.groups:
             members = [self.bindings[m] for m in group.members]
             if group.rows is None and len(members) == 1 and stitchable(members[0]):
-                space = find_row_space(members, self.max_row_bytes)
+                space = find_row_space(members, self.max_row_bytes, self.columns)
                 if space is not None and goes_past_reduction(members):
                     group.rows = len(space.rows)
             if group.rows is not None:

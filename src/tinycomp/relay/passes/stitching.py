@@ -2,7 +2,8 @@
 
 A stitched group goes on after a reduction: all its values have the same leading *row* dimensions,
 its reductions run over all the others, and so each row is finished before the next one begins.
-Softmax, layer normalisation and what surrounds them become one kernel.
+Softmax, layer normalisation and what surrounds them become one kernel. On GPUs the reductions may
+run over inner dimensions instead: then each *column* is finished by the threads that have it.
 """
 
 from __future__ import annotations
@@ -17,18 +18,32 @@ from ..op import Op, OpPattern
 
 @dataclass(frozen=True)
 class RowSpace:
-    """The common shape of a group: `rows + columns`, reduced over `columns`."""
+    """The common shape of a group, reduced over some adjacent axes: the last ones for rows, others
+    for columns."""
 
-    rows: tuple[Dim, ...]
-    columns: tuple[Dim, ...]
+    shape: tuple[Dim, ...]
+    axes: tuple[int, ...]
+
+    @property
+    def rows(self) -> tuple[Dim, ...]:
+        """The dimensions before the reduced ones."""
+        return self.shape[: self.axes[0]]
+
+    @property
+    def reduced(self) -> tuple[Dim, ...]:
+        """The dimensions that are reduced."""
+        return tuple(self.shape[a] for a in self.axes)
+
+    @property
+    def has_columns(self) -> bool:
+        return self.axes[-1] < len(self.shape) - 1
 
     def holds(self, shape: tuple[Dim, ...]) -> bool:
-        """Whether values of this shape belong to rows: a full row, or one value per row."""
-        count = len(self.rows)
-        rest = shape[count:]
-        return shape[:count] == self.rows and (
-            rest == self.columns or rest == () or rest == (1,) * len(self.columns)
-        )
+        """Whether values of this shape belong here: one for each element, or one for each row or
+        column, with the reduced dimensions kept or gone."""
+        kept = tuple(1 if a in self.axes else d for a, d in enumerate(self.shape))
+        gone = tuple(d for a, d in enumerate(self.shape) if a not in self.axes)
+        return shape in (self.shape, kept, gone)
 
 
 def is_reduction(op: Op) -> bool:
@@ -63,10 +78,13 @@ def reduced_axes(value: Call) -> tuple[int, ...]:
     return tuple(sorted(a % type_.rank for a in axis))
 
 
-def find_row_space(members: Iterable[Binding], max_row_bytes: int) -> RowSpace | None:
+def find_row_space(
+    members: Iterable[Binding], max_row_bytes: int, columns: bool = False
+) -> RowSpace | None:
     """The row space that all members share, or None if they may not be stitched.
 
     There must be at least one reduction, and the buffers of one row must fit `max_row_bytes`.
+    Reductions over other than the last axes are taken only if `columns` are asked for.
     """
     members = list(members)
     if not all(stitchable(m) for m in members):
@@ -75,7 +93,9 @@ def find_row_space(members: Iterable[Binding], max_row_bytes: int) -> RowSpace |
     if len(spaces) != 1:
         return None
     space = spaces.pop()
-    if space is None or not all(_fits(m, members, space) for m in members):
+    if space is None or (space.has_columns and not columns):
+        return None
+    if not all(_fits(m, members, space) for m in members):
         return None
     return space if _row_bytes(members, space) <= max_row_bytes else None
 
@@ -106,10 +126,8 @@ def _space_of(value: object) -> RowSpace | None:
     axes, type_ = reduced_axes(value), value.args[0].type
     if not axes or not isinstance(type_, TensorType):
         return None
-    first = axes[0]
-    if axes != tuple(range(first, type_.rank)):
-        return None
-    return RowSpace(type_.shape[:first], type_.shape[first:])
+    adjacent = axes == tuple(range(axes[0], axes[-1] + 1))
+    return RowSpace(type_.shape, axes) if adjacent else None
 
 
 def _fits(member: Binding, members: Sequence[Binding], space: RowSpace) -> bool:
@@ -128,10 +146,10 @@ def _fits(member: Binding, members: Sequence[Binding], space: RowSpace) -> bool:
 
 def _row_bytes(members: Sequence[Binding], space: RowSpace) -> int:
     """Bytes of the rows that must be kept while later reductions run; huge if not static."""
-    if not all(isinstance(d, int) for d in space.columns):
+    if not all(isinstance(d, int) for d in space.reduced):
         return 1 << 62
     elements = 1
-    for dim in space.columns:
+    for dim in space.reduced:
         assert isinstance(dim, int)
         elements *= dim
     uses: dict[Var, int] = {m.var: 0 for m in members}
@@ -144,6 +162,6 @@ def _row_bytes(members: Sequence[Binding], space: RowSpace) -> int:
         type_ = member.var.type
         assert isinstance(type_, TensorType)
         widest = max(widest, type_.dtype.itemsize)
-        if type_.shape[len(space.rows) :] == space.columns and uses[member.var] > 1:
+        if type_.shape == space.shape and uses[member.var] > 1:
             kept += 1
     return elements * widest * kept

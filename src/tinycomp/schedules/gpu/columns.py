@@ -131,7 +131,8 @@ def plan_columns(kernel: Kernel, shape: list[int], axis: int, length: int) -> Co
         across //= 2
     sharers = 1
     while 2 * sharers * across <= _MOST and (
-        length * lanes > sharers * HELD or sharers * across < THREADS // 2
+        length * lanes > sharers * HELD
+        or (sharers * across < THREADS // 2 and length > 4 * sharers)
     ) and 2 * sharers <= min(length, _SHARERS):  # fmt: skip
         sharers *= 2
     if sharers == 1 and vectors > across:  # a column is short: more of them

@@ -29,6 +29,7 @@ _LOADS = 4  # iterations of a long loop that are written out, to have their load
 _COLUMNS = 32  # threads side by side: a line of 128 bytes in float32
 _MULTIPROCESSORS = 132
 _PART = 16 * 1024  # elements that a block reduces by itself at least
+_MOST = 1024  # threads of a block, where there are few blocks
 _FEW = 4  # elements for each thread: fewer are not shared among threads
 
 
@@ -177,7 +178,8 @@ def _bind_columns(
     spatial = len(outside) + 1
     reduced = stage.axes[spatial:]
     axis = stage.fuse(*reduced)
-    share = min(THREADS // columns, 1 << max(1, extent_of(stage, axis) // _FEW).bit_length() - 1)
+    most = THREADS if extent_of(target, block) >= 8 * _MULTIPROCESSORS else _MOST
+    share = min(most // columns, 1 << max(1, extent_of(stage, axis) // _FEW).bit_length() - 1)
     shared = sums = None
     if share > 1:
         _, y = stage.split(axis, factor=share)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ...codegen.cuda.limits import PORTABLE_CLUSTER, cluster_limit, shared_limit
@@ -23,6 +23,7 @@ _CLUSTER_BLOCK = 512  # of a block in a cluster: two of them share a multiproces
 _MULTIPROCESSORS = 132  # of a large GPU
 _MANY_ROWS = _MULTIPROCESSORS * 8  # as many as keep it busy with a warp for each
 _SHARE = 2048  # elements of a row that are worth a block of a cluster
+_IN_FLIGHT = 32  # bytes that a thread should ask for before it waits
 _RESERVED = 4096  # bytes of shared memory for partial results
 
 
@@ -44,6 +45,7 @@ class RowPlan:
         threads: of one row in a block.
         lanes: elements of one access.
         blocks: of a cluster that has one row.
+        repeat: rows that a thread works on beside each other, to have their loads in flight.
     """
 
     rows: int
@@ -53,6 +55,7 @@ class RowPlan:
     lanes: int
     memory: Memory
     blocks: int = 1
+    repeat: int = 1
 
     @property
     def together(self) -> int:
@@ -101,7 +104,21 @@ def plan_rows(kernel: Kernel, out: ComputeOp, rows: int) -> RowPlan:
         memory = Memory.SHARED
     else:
         blocks, threads, memory = 1, _threads(length, count, lanes), Memory.GLOBAL
-    return RowPlan(rows, count, length, threads, lanes, memory, blocks)
+    plan = RowPlan(rows, count, length, threads, lanes, memory, blocks)
+    return replace(plan, repeat=_repeat(plan, held * -(-part // (threads * lanes)) * lanes))
+
+
+def _repeat(plan: RowPlan, nbytes: int) -> int:
+    """How many rows a thread takes that asks for `nbytes` of one, if there are enough rows."""
+    repeat = 1
+    while (
+        plan.threads <= WARP
+        and 2 * repeat * nbytes <= _IN_FLIGHT
+        and plan.count % (2 * repeat * plan.together) == 0
+        and plan.count * plan.threads >= 2 * repeat * _MULTIPROCESSORS * 2048
+    ):
+        repeat *= 2
+    return repeat
 
 
 def _blocks(length: int, count: int, limit: int) -> int:
@@ -160,7 +177,7 @@ def _threads(length: int, count: int, lanes: int) -> int:
     """Threads of one row: fewer than a warp for a short one, up to 1024 for a long one."""
     vectors = -(-length // lanes)
     if vectors <= WARP // 2 and count % (WARP // 2) == 0:
-        return max(2, 1 << (vectors - 1).bit_length())
+        return 1 << (vectors - 1).bit_length()
     if length <= _WARP_ROW and (count >= _MANY_ROWS or vectors <= WARP):
         return WARP
     if count < _MANY_ROWS:  # two vectors each, so that all of the GPU has work

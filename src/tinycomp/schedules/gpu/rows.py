@@ -158,10 +158,14 @@ def _bind_rows(stage: Stage, plan: RowPlan) -> Var:
     if plan.together == 1:
         stage.bind(row, "blockIdx.x")
         return row
-    block, row = stage.split(row, factor=plan.together)
+    block, repeat, row = stage.split(row, factors=[None, plan.repeat, plan.together])
     stage.bind(block, "blockIdx.x")
     stage.bind(row, "threadIdx.y")
-    return row
+    if plan.repeat == 1:
+        return row
+    stage.reorder(block, row, repeat)
+    stage.unroll(repeat)
+    return repeat
 
 
 def _bind_row(stage: Stage, axis: Var, plan: RowPlan, copies: bool = False) -> None:
@@ -214,8 +218,13 @@ def _place(
             _bind_row(stage, stage.fuse(*own[plan.rows :]), plan)
         return
     axis = stage.fuse(*own[len(op.axis) :])
-    if extent_of(stage, axis) > _SMALL:
+    extent = extent_of(stage, axis)
+    if extent > _SMALL or (extent == plan.length and plan.threads > 1):
         _reduce_across(kernel, tensor, axis, plan)
+        return
+    stage.unroll(axis)
+    if plan.memory is Memory.GLOBAL and plan.lanes > 1:
+        _copy_vectors(kernel, stage, target, row, plan)
 
 
 def _reduce_across(kernel: Kernel, tensor: Tensor | CachedTensor, axis: Var, plan: RowPlan) -> None:
@@ -258,17 +267,20 @@ def _read_vectors(kernel: Kernel, partial: Stage, step: Var, plan: RowPlan) -> N
     together = _LOADS if steps >= 4 * _LOADS else _dividing(steps, _LOADS)
     _, inner = partial.split(step, factor=together)
     partial.unroll(inner)
-    if plan.lanes == 1:
-        return
+    if plan.lanes > 1:
+        _copy_vectors(kernel, partial, partial, inner, plan)
+
+
+def _copy_vectors(kernel: Kernel, reader: Stage, target: Stage, axis: Var, plan: RowPlan) -> None:
+    """Let a stage read the rows of inputs in vectors, inside a loop of `target`."""
     func = kernel.schedule.func
-    block = block_of(func, partial.block_name)
+    block = block_of(func, reader.block_name)
     inputs = func.params[: len(func.params) - func.num_outputs]
     for buffer in read_buffers(block):
         if buffer not in inputs or elements_of(buffer) < plan.length:
             continue
-        copy = kernel.schedule[
-            kernel.schedule.cache_read(buffer.name, "local", [partial.block_name])
-        ]
+        name = kernel.schedule.cache_read(buffer.name, "local", [reader.block_name])
+        copy = kernel.schedule[name]
         rank = len(copy.axes)
-        copy.compute_at(partial, inner)
+        copy.compute_at(target, axis)
         copy.vectorize(copy.fuse(*copy.axes[-rank:]))

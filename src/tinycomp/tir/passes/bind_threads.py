@@ -184,7 +184,7 @@ class _Program:
             body = yield self.visit(stmt.body, bound)
             return replace(stmt, min=low, extent=extent, body=body)
         var, extent = self.axes.vars[stmt.thread], self.axes.extents[stmt.thread]
-        self.values[stmt.var] = var + stmt.min
+        self.values[stmt.var] = var + stmt.min if extent > 1 else stmt.min
         self.substitute = substituter(self.values)
         body = yield self.visit(stmt.body, bound | {stmt.thread})
         assert isinstance(stmt.extent, IntImm)
