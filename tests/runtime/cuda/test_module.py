@@ -38,16 +38,17 @@ LOOP = """g (float[3] x, int64 n) => (float[3] y) <bool yes = {1}> {
 
 
 def fork(chains=3, links=4):
-    """Chains of kernels that begin at x and meet again, with reductions between kernels."""
+    """Chains of kernels that begin at x and meet again; each reduces over another axis than the
+    one before, so that they stay apart."""
     lines = []
     for c in range(chains):
         lines.append(f"v{c}_0 = Mul(x, y{c})")
         for i in range(links):
-            lines.append(f"m{c}_{i} = ReduceMax<keepdims = 1>(v{c}_{i}, a)")
+            lines.append(f"m{c}_{i} = ReduceMax<keepdims = 1>(v{c}_{i}, a{i % 2})")
             lines.append(f"v{c}_{i + 1} = Sub(x, m{c}_{i})")
     lines.append(f"z = Sum({', '.join(f'v{c}_{links}' for c in range(chains))})")
     inputs = ", ".join(["float[6, 4] x", *(f"float[4] y{c}" for c in range(chains))])
-    return f"g ({inputs}) => (float[6, 4] z) <int64[1] a = {{0}}> {{ {' '.join(lines)} }}"
+    return f"g ({inputs}) => (float[6, 4] z) <int64[1] a0 = {{0}}, int64[1] a1 = {{1}}> {{ {' '.join(lines)} }}"
 
 
 SUM = "g (float[n, 3] x) => (float[n, 3] y) { e = Exp(x) y = Add(e, x) }"
@@ -102,8 +103,8 @@ def test_branches_of_a_graph(device, seed):
         expected = 0
         for y in ys:
             v = x * y
-            for _ in range(4):
-                v = x - v.max(0, keepdims=True)
+            for link in range(4):
+                v = x - v.max(link % 2, keepdims=True)
             expected = expected + v
         inputs = {"x": x, **{f"y{c}": y for c, y in enumerate(ys)}}
         check(module.run(inputs), {"z": expected})
