@@ -166,6 +166,10 @@ MASKED = {
     "resized_from_corner_to_corner": """g (float[1, n] x) => (float[1, m] y)
         <float[2] s = {1, 1.5}> {
         y = Resize <mode = "cubic", coordinate_transformation_mode = "align_corners"> (x, , s) }""",
+    "sorted": """g (float[2, n] x) => (float[2, n] y, int64[2, n] i)
+        { k = Shape <start = 1, end = 2> (x) y, i = TopK(x, k) }""",
+    "smallest_integers": """g (int32[n, 3] x) => (int32[2, 3] y, int64[2, 3] i) <int64[1] k = {2}>
+        { y, i = TopK <axis = 0, largest = 0> (x, k) }""",
     "appended": """g (float[2, n, 4] past, float[2, 1, 4] k) => (float[2, 1, 4] y)
         { c = Concat <axis = 1> (past, k) t = Transpose <perm = [0, 2, 1]> (c)
         s = MatMul(k, t) p = Softmax(s) y = MatMul(p, c) }""",
@@ -173,8 +177,8 @@ MASKED = {
 NOT_PROVEN = {
     "last_of_equals": """g (float[n, 3] x) => (int64[3] y)
         { y = ArgMax <axis = 0, keepdims = 0, select_last_index = 1> (x) }""",
-    "sorted": """g (float[n] x) => (float[2] y, int64[2] i) <int64[1] k = {2}>
-        { y, i = TopK(x, k) }""",
+    "smallest_with_nan": """g (float[n] x) => (float[2] y, int64[2] i) <int64[1] k = {2}>
+        { y, i = TopK <largest = 0> (x, k) }""",
     "diagonal_blocks": """g (float[n, 4] x) => (float[4, n] y) <int64[2] s = {4, -1}>
         { y = Reshape(x, s) }""",
 }
@@ -207,10 +211,10 @@ def test_the_reason_names_the_node():
     """Of the first operator that stands in the way, not of one that could have been masked."""
     model, of = bounded(
         """g (float[n] x) => (float[2] y, int64[2] i, float[n] z) <int64[1] k = {2}>
-        { z = Softmax(x) y, i = TopK(z, k) }""",
+        { z = Softmax(x) y, i = TopK <largest = 0> (z, k) }""",
         4,
     )
-    assert model.fit(of(3)) == "topk mixes or counts what is padded (node TopK#1)"
+    assert model.fit(of(3)) == "topk sorts what is padded (node TopK#1)"
 
 
 def test_indices_out_of_range_are_found():

@@ -15,6 +15,7 @@ from ...types import TensorType
 from ..builder import Builder
 from ..nodes import Atom, Binding, Call, Constant, IRModule, Tuple, TupleGetItem, replace_args
 from ..op import Op, OpPattern, OpSet
+from .facts import FACTS
 from .layout import Claim, Factor, Place, refined
 from .operators import Agreement, Use, agreement, trivial
 from .rewrites import REWRITES, Axes
@@ -281,6 +282,8 @@ class Walk:
     ) -> Agreement:
         if small == large:
             return Agreement(trivial(small.result, large.result))
+        if small.op.name in FACTS:
+            return FACTS[small.op.name](small, large, operands)
         constants = tuple(map(_integers, args))
         ids = tuple(map(id, constants))  # which live as long as the models
         key = (small, large, operands, ids, indices)
