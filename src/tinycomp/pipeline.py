@@ -19,6 +19,7 @@ from .relay.passes.fold_explicit_padding import FoldExplicitPadding
 from .relay.passes.fold_scale_axis import FoldScaleAxis
 from .relay.passes.fuse_attention import FuseAttention
 from .relay.passes.fuse_ops import FuseOps
+from .relay.passes.pad_channels import PadChannels
 from .relay.passes.simplify_expr import SimplifyExpr
 from .relay.passes.simplify_inference import SimplifyInference
 from .relay.passes.split_operands import SplitOperands
@@ -67,6 +68,7 @@ def default_pipeline(
     if opt_level >= 2 and target.kind == "cuda" and has_async_copies(target.arch):
         passes += [ConvertLayout(SHORT_FLOATS), CanonicalizeOps(), FoldConstant(), SimplifyExpr()]
         gpu_tile = functools.partial(choose_gpu_conv_tile, arch=target.arch)
+        passes += [PadChannels(SHORT_FLOATS)]
         passes += [AlterOpLayout(gpu_tile), FoldConstant(), SimplifyExpr()]
         passes += [EliminateCommonSubexpr()]
     if opt_level >= 2 and target.kind == "cuda":

@@ -16,7 +16,9 @@ from typing import Any
 from ... import te
 from ...codegen.cuda.limits import has_async_copies, shared_limit
 from ...dtype import DType
-from ...ir.expr import Var
+from ...ir.expr import Load, Var, as_int, is_const, substitute
+from ...ir.node import postorder
+from ...te.simplify import Analyzer
 from ...te.tensor import ComputeOp, Tensor
 from ...tir.schedule import Stage
 from ...tir.tensor_intrinsics.warp import (
@@ -242,7 +244,8 @@ def schedule_tensor_cores(
         schedule.set_scope(shared, "shared")
         size = shared.dtype.itemsize
         copy.storage_align(copy.axes[-2], _ROW // size, offset if size == 4 else _ACCESS // size)
-        _over_threads(copy, copy.fuse(*copy.axes[-2:]), tile, _ACCESS // size)
+        lanes = _together(copy, _ACCESS // size)
+        _over_threads(copy, copy.fuse(*copy.axes[-2:]), tile, lanes)
     compute.pipeline(step, tile.stages)
     store.storage_align(store.axes[-2], 32, 8)
     _store_fragments(store, tile, product.output(0).dtype)
@@ -257,6 +260,31 @@ def _over_threads(stage: Stage, axis: Var, tile: WarpTile, lanes: int) -> None:
         stage.unroll(step)
     if lanes > 1:
         stage.vectorize(lane)
+
+
+def _together(stage: Stage, most: int) -> int:
+    """How many neighbours of a tile, at most `most`, also lie together in memory: the channels of a
+    pixel, say. `most` if fewer than four do: they are stored together at least."""
+    last = stage.block.iter_vars[-1]
+    loads = [n for n in postorder(stage.block.body) if isinstance(n, Load)]
+    for lanes in (most, most // 2):
+        if lanes < 4:
+            break
+        group, analyzer = Var("group"), Analyzer()
+        analyzer.bind(group, 0, as_int(last.extent) // lanes)
+        for axis in stage.block.iter_vars[:-1]:
+            analyzer.bind(axis.var, 0, axis.extent)
+        moved = [
+            analyzer.simplify(
+                substitute(load.indices[-1], {last.var: group * lanes + lane})
+                - substitute(load.indices[-1], {last.var: group * lanes})
+            )
+            for load in loads
+            for lane in range(lanes)
+        ]
+        if all(is_const(by, i % lanes) for i, by in enumerate(moved)):
+            return lanes
+    return most
 
 
 def _bind_warps(stage: Stage, tile: WarpTile, record: Mma) -> tuple[Var, Var]:
