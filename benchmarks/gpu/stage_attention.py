@@ -9,17 +9,25 @@ from collections.abc import Iterator
 from contest import contest
 from harness import Case, Env, Row
 
+_DTYPES = ("bfloat16", "float16")
 SHAPES = (  # batch, heads, sequence, head size
     (1, 12, 128, 64), (1, 12, 197, 64), (16, 16, 512, 64), (4, 16, 2048, 64), (4, 16, 2048, 128),
     (1, 16, 8192, 128),
 )  # fmt: skip
 
 
+CAUSAL = ((4, 16, 2048, 64), (4, 16, 2048, 128), (1, 16, 8192, 128), (1, 16, 4096, 256))
+DECODE = ((1, 32, 4096, 128), (16, 32, 2048, 128), (1, 12, 1024, 64))
+"""Batch, heads, keys, head size; one query: what counts is how fast keys and values are read."""
+
+
 def cases() -> list[Case]:
+    kinds = (("attention", _run, SHAPES), ("causal", _causal, CAUSAL), ("decode", _decode, DECODE))
     return [
-        Case(f"attention/{'x'.join(map(str, s))}/{dtype}", functools.partial(_run, s, dtype))
-        for s in SHAPES
-        for dtype in ("bfloat16", "float16")
+        Case(f"{kind}/{'x'.join(map(str, s))}/{dtype}", functools.partial(run, s, dtype))
+        for kind, run, shapes in kinds
+        for s in shapes
+        for dtype in _DTYPES
     ]
 
 
@@ -38,3 +46,23 @@ def _run(shape: tuple[int, int, int, int], dtype: str, env: Env) -> Iterator[Row
     return contest(
         env, _attention, [((batch, heads, length, size), dtype)] * 3, "attention", flops=flops
     )
+
+
+def _causal(shape: tuple[int, int, int, int], dtype: str, env: Env) -> Iterator[Row]:
+    def build(b, q, k, v):
+        return b.call("nn.attention", q, k, v, scale=1 / math.sqrt(shape[3]), causal=0)
+
+    batch, heads = env.sizes(*shape[:2], most=2)
+    length, size = shape[2:]
+    flops = 2.0 * batch * heads * length * length * size  # of what is seen
+    inputs = [((batch, heads, length, size), dtype)] * 3
+    return contest(env, build, inputs, "causal_attention", flops=flops)
+
+
+def _decode(shape: tuple[int, int, int, int], dtype: str, env: Env) -> Iterator[Row]:
+    batch, heads = env.sizes(*shape[:2], most=2)
+    length, size = shape[2:]
+    one, many = (batch, heads, 1, size), (batch, heads, length, size)
+    inputs = [(one, dtype), (many, dtype), (many, dtype)]
+    flops = 4.0 * batch * heads * length * size
+    return contest(env, _attention, inputs, "attention", flops=flops)

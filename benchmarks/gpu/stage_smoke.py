@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from device import relative_error, run_func
 from harness import Case, Env, Row
+from tests.schedules.gpu.attentions import SHAPES as ATTENTIONS
+from tests.schedules.gpu.attentions import Attention
 from tests.tir.tensor_intrinsics.products import warp_product
 from tests.tir.tile.products import SHAPES, Product
 from tests.tir.tile.windows import WINDOWS, windows_product
@@ -176,7 +178,27 @@ def windows() -> Iterator[Case]:
         yield Case(f"window/{name}", lambda env, c=case: run_one(c, env))
 
 
+def attentions() -> Iterator[Case]:
+    """Attention as tile programs: operands in registers, values transposed by their descriptors,
+    softmax in fragments, named barriers."""
+
+    def run_one(name: str, env: Env) -> Iterator[Row]:
+        if env.arch != "sm_90a":
+            yield {"skipped": f"tile programs are for sm_90a, this is {env.arch}"}
+            return
+        sizes, options = ATTENTIONS[name]
+        if env.dry:
+            sizes = (1, 150, 150, sizes[3])
+        case = Attention(*sizes, blocks=1 if env.dry else 8, **options)
+        got = run_func(case.func, list(case.arrays.values()), env)[-1]
+        error = relative_error(got, case.expected)
+        yield {"error": error, "ok": error <= 1e-2}
+
+    for name in ATTENTIONS:
+        yield Case(f"attention/{name}", lambda env, n=name: run_one(n, env))
+
+
 GROUPS: tuple[Callable[[], Iterable[Case]], ...] = (
-    functions, conversions, integers, products, instructions, tiles, windows,
+    functions, conversions, integers, products, instructions, tiles, windows, attentions,
 )  # fmt: skip
 """Add a generator of cases here."""

@@ -1,6 +1,7 @@
 """Attention on small tiles, for the interpreter of tile programs."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,24 @@ from tinycomp.tir.tile.interpreter import Policy, run_tile_program
 
 OP = default_ops()["nn.attention"]
 SMALL = AttentionTile(1, 32, 2)
+
+
+def _shapes() -> dict[str, tuple[tuple[int, ...], dict[str, Any]]]:
+    """Heads, queries, keys and elements of a head."""
+    alone = {"tile": AttentionTile(1, 112, 4), "dtype": DType.BFLOAT16}
+    return {
+        "64": ((4, 500, 1000, 64), {"tile": AttentionTile(2, 128, 3)}),
+        "64, one consumer": ((4, 197, 197, 64), alone),
+        "128": ((4, 500, 1000, 128), {"tile": AttentionTile(2, 128, 2), "dtype": DType.BFLOAT16}),
+        "128, causal": ((4, 500, 1000, 128), {"tile": AttentionTile(2, 128, 2), "causal": 400}),
+        "256, stored directly": ((2, 300, 500, 256), {"tile": AttentionTile(2, 64, 2, False)}),
+        "80 and 112": ((2, 300, 500, 80), {"tile": AttentionTile(2, 112, 2), "v_depth": 112}),
+        "many tiles for a block": ((8, 300, 200, 64), {"tile": AttentionTile(2, 64, 2)}),
+    }
+
+
+SHAPES = _shapes()
+"""Tiles of every kind, with the options of an Attention."""
 
 
 class Attention:

@@ -22,14 +22,14 @@ def test_every_policy(policy):
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
-@pytest.mark.parametrize("keys", [10, 16, 17, 32, 50])
+@pytest.mark.parametrize("keys", [10, 17, 50])
 def test_ring_depths(stages, keys):
     """Parities go wrong where the number of tiles meets the depth of the rings."""
     tile = AttentionTile(1, 16, stages)
     Attention(2, 64, keys, 16, tile, blocks=1).check(*POLICIES[keys % 2 : 4 : 2])
 
 
-@pytest.mark.parametrize("causal", [-40, -1, 0, 3, 36, 500])
+@pytest.mark.parametrize("causal", [-40, 0, 36])
 @pytest.mark.parametrize("consumers", [1, 2])
 def test_diagonals(causal, consumers):
     """Rows that see nothing are NaN, in the reference too."""
