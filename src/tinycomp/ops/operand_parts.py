@@ -1,4 +1,4 @@
-"""Constant operands of float32 products as tensor cores take them: split into shorter parts
+"""Right operands of float32 products as tensor cores take them: split into shorter parts
 (nn.split_operand), and the product with such an operand (nn.matmul_parts)."""
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ class Split:
     """How a float32 is split.
 
     Attributes:
-        dtype, count: of the parts, whose sum it is.
+        dtype, count: of the parts.
+        terms: how many of them, the first, have it as their sum.
         transposed: parts are [n, k], not [k, n].
     """
 
     name: str
     dtype: DType
     count: int
+    terms: int
     transposed: bool
 
     def place(self, k: Any) -> Any:
@@ -60,14 +62,22 @@ class Split:
 
     def element(self, parts: Any, taps: int, k: int, n: int) -> np.ndarray:
         """The operand [taps, k, n] that these parts are of, as NumPy."""
-        total = parts.astype(np.float32).sum(0, dtype=np.float32)
+        total = parts[: self.terms].astype(np.float32).sum(0, dtype=np.float32)
         total = total.T if self.transposed else total
         return total.reshape(taps, -1, total.shape[1])[:, self.place(np.arange(k)), :n]
 
 
-BF16X6 = Split("bf16x6", DType.BFLOAT16, 3, False)
-TF32 = Split("tf32", DType.FLOAT32, 1, True)
-SPLITS = {split.name: split for split in (BF16X6, TF32)}
+BF16X6 = Split("bf16x6", DType.BFLOAT16, 3, 3, False)
+BF16X6_ANY = Split("bf16x6", DType.BFLOAT16, 4, 3, False)
+"""The fourth part is the first without its infinities, which products with lower parts need."""
+TF32 = Split("tf32", DType.FLOAT32, 1, 1, True)
+SPLITS = {
+    ("bf16x6", True): BF16X6,
+    ("bf16x6", False): BF16X6_ANY,
+    ("tf32", True): TF32,
+    ("tf32", False): TF32,
+}
+"""By their names, and whether the operand is known to be finite."""
 
 
 def padded(k: int) -> int:
@@ -77,14 +87,18 @@ def padded(k: int) -> int:
 
 @dataclass(frozen=True)
 class SplitOperandAttrs(Attrs):
+    """`finite` says that the operand has no infinities."""
+
     split: str = "bf16x6"
+    finite: bool = True
 
 
 @dataclass(frozen=True)
 class MatmulPartsAttrs(Attrs):
-    """`k` and `n` are the extents of the operand before it was split."""
+    """`k` and `n` are the extents of the operand before it was split by these attributes."""
 
     split: str = "bf16x6"
+    finite: bool = True
     k: int = 0
     n: int = 0
 
@@ -93,32 +107,35 @@ def _infer_split(attrs: SplitOperandAttrs, types: Sequence[Type]) -> TensorType:
     b = tensor_arg(types, 0, "nn.split_operand")
     expect(b.dtype is DType.FLOAT32, f"nn.split_operand: needs float32, found {b}")
     expect(b.rank in (2, 3), f"nn.split_operand: needs [k, n] or [taps, k, n], found {b}")
-    split = _split(attrs.split)
+    split = split_of(attrs)
     *taps, k, n = b.static_shape
     return TensorType(split.shape(math.prod(taps), k, n), split.dtype)
 
 
-def _split(name: str) -> Split:
-    expect(name in SPLITS, f"split {name!r} does not exist; there are {', '.join(SPLITS)}")
-    return SPLITS[name]
+def split_of(attrs: SplitOperandAttrs | MatmulPartsAttrs) -> Split:
+    """The split that attributes name."""
+    known = sorted({name for name, _ in SPLITS})
+    expect(attrs.split in known, f"split {attrs.split!r} is not one of {', '.join(known)}")
+    return SPLITS[attrs.split, attrs.finite]
 
 
 def parts_of(x: Any, split: Split) -> list[Any]:
-    """The parts of a float32 expression, the largest first."""
+    """The parts of a float32 expression, the largest first, as `split` has them."""
     if split is TF32:
         return [te.round_tf32(x)]
     high = te.truncate_bf16(x)
     rest = te.select(x.equal(high), te.const(0.0, "float32"), x - high)  # also of an infinity
     middle = rest.astype(split.dtype)
     low = (rest - middle.astype("float32")).astype(split.dtype)
-    return [high.astype(split.dtype), middle, low]
+    finite = te.select(te.isfinite(high), high, te.const(0.0, "float32")).astype(split.dtype)
+    return [high.astype(split.dtype), middle, low, finite][: split.count]
 
 
 def _compute_split(
     attrs: SplitOperandAttrs, args: Sequence[Tensor], out: TensorType
 ) -> list[Tensor]:
     (b,) = args
-    split = SPLITS[attrs.split]
+    split = split_of(attrs)
     k, n = (as_int(d) for d in b.shape[-2:])
     length = padded(k)
     steps = [split.place(step) for step in range(STEP)]
@@ -157,7 +174,7 @@ def _chosen(table: list[int], index: Any) -> Any:
 
 
 def _reference_split(attrs: SplitOperandAttrs, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    split, (b,) = SPLITS[attrs.split], arrays
+    split, (b,) = split_of(attrs), arrays
     b = b[None] if b.ndim == 2 else b
     taps, k, n = b.shape
     if split is TF32:
@@ -168,7 +185,8 @@ def _reference_split(attrs: SplitOperandAttrs, arrays: Sequence[np.ndarray]) -> 
             high = (np.ascontiguousarray(b).view(np.uint32) & np.uint32(0xFFFF0000)).view("f4")
             rest = np.where(b == high, np.float32(0), b - high)
             middle = rest.astype(split.dtype.numpy)
-            parts = [high, middle, rest - middle.astype(np.float32)]
+            low = rest - middle.astype(np.float32)
+            parts = [high, middle, low, np.where(np.isfinite(high), high, 0)][: split.count]
     columns = math.ceil(n / _COLUMNS) * _COLUMNS
     out = np.zeros((split.count, taps, padded(k), columns), split.dtype.numpy)
     for number, part in enumerate(parts):
@@ -179,7 +197,7 @@ def _reference_split(attrs: SplitOperandAttrs, arrays: Sequence[np.ndarray]) -> 
 
 def _infer_matmul(attrs: MatmulPartsAttrs, types: Sequence[Type]) -> TensorType:
     a, parts = (tensor_arg(types, i, "nn.matmul_parts") for i in range(2))
-    split = _split(attrs.split)
+    split = split_of(attrs)
     expect(a.rank >= 2 and a.dtype is DType.FLOAT32, f"nn.matmul_parts: needs float32, found {a}")
     expect(dims_agree(a.shape[-1], attrs.k), f"nn.matmul_parts: {a} has not {attrs.k} columns")
     wanted = TensorType(split.shape(1, attrs.k, attrs.n), split.dtype)
@@ -190,8 +208,8 @@ def _infer_matmul(attrs: MatmulPartsAttrs, types: Sequence[Type]) -> TensorType:
 def sum_of_parts(parts: Tensor, split: Split, k: Any, n: Any) -> Any:
     """Element [k, n] of the operand, in float32."""
     at = (n, split.place(k)) if split.transposed else (split.place(k), n)
-    total = parts(split.count - 1, *at).astype("float32")
-    for number in reversed(range(split.count - 1)):
+    total = parts(split.terms - 1, *at).astype("float32")
+    for number in reversed(range(split.terms - 1)):
         total = total + parts(number, *at).astype("float32")
     return total
 
@@ -200,7 +218,7 @@ def _compute_matmul(
     attrs: MatmulPartsAttrs, args: Sequence[Tensor], out: TensorType
 ) -> list[Tensor]:
     a, parts = args
-    split = SPLITS[attrs.split]
+    split = split_of(attrs)
     axis = te.reduce_axis((0, attrs.k), name="k")
 
     def body(*index: Any) -> Any:
@@ -212,7 +230,7 @@ def _compute_matmul(
 
 def _reference_matmul(attrs: MatmulPartsAttrs, arrays: Sequence[np.ndarray]) -> np.ndarray:
     a, parts = arrays
-    return a @ SPLITS[attrs.split].element(parts, 1, attrs.k, attrs.n)[0]
+    return a @ split_of(attrs).element(parts, 1, attrs.k, attrs.n)[0]
 
 
 def _f32(seed: int, *shape: int) -> np.ndarray:
@@ -220,15 +238,15 @@ def _f32(seed: int, *shape: int) -> np.ndarray:
 
 
 def _samples_split() -> Iterable[Sample]:
-    for name in SPLITS:
-        yield Sample((_f32(0, 40, 5),), SplitOperandAttrs(name))
-        yield Sample((_f32(1, 3, 33, 16),), SplitOperandAttrs(name))
+    for name, finite in SPLITS:
+        yield Sample((_f32(0, 40, 5),), SplitOperandAttrs(name, finite))
+        yield Sample((_f32(1, 3, 33, 16),), SplitOperandAttrs(name, finite))
 
 
 def _samples_matmul() -> Iterable[Sample]:
-    for name in SPLITS:
-        attrs = MatmulPartsAttrs(name, 40, 5)
-        parts = _reference_split(SplitOperandAttrs(name), (_f32(0, 40, 5),))
+    for name, finite in SPLITS:
+        attrs = MatmulPartsAttrs(name, finite, 40, 5)
+        parts = _reference_split(SplitOperandAttrs(name, finite), (_f32(0, 40, 5),))
         yield Sample((_f32(1, 2, 7, 40), parts), attrs, rtol=1e-4, atol=1e-5)
 
 
@@ -241,8 +259,8 @@ OPS: tuple[Op, ...] = (
         _reference_split,
         SplitOperandAttrs,
         _samples_split,
-        doc="B[k,n] or B[taps,k,n] in parts: bf16x6 gives three bfloat16 [3,K,N] whose sum it is, "
-        "tf32 one rounded to 10 bits [1,N,K]; k in an order of its own, both padded with zeros.",
+        doc="B[k,n] or B[taps,k,n] in parts: bf16x6 gives three bfloat16 [3,K,N] whose sum it is "
+        "(and, if it may be infinite, the first without infinities), tf32 one rounded to 10 bits [1,N,K]; k in an order of its own, both padded with zeros.",
     ),
     Op(
         "nn.matmul_parts",

@@ -58,7 +58,19 @@ def test_sizes_and_precision_decide():
 
     before = layer((2, 3, 40), normal(0, 40, 70), "tf32")
     assert names(split(before, choose)) == ["nn.matmul"]
-    assert asked == [("tf32", 6, 70, 40)]
+    assert asked == [("tf32", 6, 70, 40, True)]
+
+
+def test_operands_that_are_not_constant():
+    b = Builder(OPS)
+    x, w = b.param("x", (5, 40)), b.param("w", (40, 70))
+    before = b.finish(b.call("nn.matmul", x, w))
+    after = split(before)
+    assert names(after) == ["nn.split_operand", "nn.matmul_parts"]
+    data, weight = normal(1, 5, 40), normal(0, 40, 70)
+    weight[3] = np.inf
+    (found,), (wanted,) = evaluate(after, [data, weight]), evaluate(before, [data, weight])
+    np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])

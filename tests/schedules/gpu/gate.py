@@ -22,6 +22,7 @@ from tinycomp.ops.cumulative import CumulativeAttrs
 from tinycomp.ops.fused_attention import AttentionAttrs
 from tinycomp.ops.index import AxisAttrs
 from tinycomp.ops.matmul import MatmulAttrs
+from tinycomp.ops.operand_parts import SPLITS, MatmulPartsAttrs, SplitOperandAttrs
 from tinycomp.ops.norm import LayerNormAttrs
 from tinycomp.ops.pool import Pool2dAttrs
 from tinycomp.ops.reduce import ArgReduceAttrs, ReduceAttrs
@@ -203,6 +204,10 @@ def _products() -> dict[str, Case]:
     def matmul(a: tuple[int, ...], b: tuple[int, ...], dtype: str = F) -> Case:
         return one("nn.matmul", MatmulAttrs()), ((a, dtype), (b, dtype))
 
+    def parts(split: str, m: int, n: int, k: int) -> Case:
+        b = SPLITS[split, True].shape(1, k, n), str(SPLITS[split, True].dtype)
+        return one("nn.matmul_parts", MatmulPartsAttrs(split, True, k, n)), (((m, k), F), b)
+
     return {
         "matmul 1024": matmul((1024, 1024), (1024, 1024)),
         "matmul bert": matmul((1, 128, 768), (768, 3072)),
@@ -212,6 +217,12 @@ def _products() -> dict[str, Case]:
         "matmul f16": matmul((1024, 1024), (1024, 1024), H),
         "matmul bf16": matmul((512, 1024), (1024, 512), "bfloat16"),
         "matmul long sum bf16": matmul((128, 3072), (3072, 768), "bfloat16"),
+        "matmul bf16x6": parts("bf16x6", 4096, 4096, 4096),
+        "matmul bf16x6 of few rows": parts("bf16x6", 128, 768, 3072),
+        "split operand": (
+            one("nn.split_operand", SplitOperandAttrs("bf16x6", False)), (((4096, 4096), F),),
+        ),
+        "matmul tf32": parts("tf32", 4096, 4096, 4096),
         "matmul f64": matmul((256, 256), (256, 256), "float64"),
     }
 

@@ -12,7 +12,7 @@ from tinycomp.diagnostics import TinycompError
 from tinycomp.dtype import DType
 from tinycomp.ir.expr import Var, const
 from tinycomp.ops import default_ops
-from tinycomp.ops.operand_parts import BF16X6, STEP, TF32, SplitOperandAttrs
+from tinycomp.ops.operand_parts import BF16X6, BF16X6_ANY, STEP, TF32, SplitOperandAttrs
 from tinycomp.schedules.gpu.hopper_choice import choose_split
 from tinycomp.schedules.gpu.hopper_operands import Epilogue, HopperTile, Operands
 from tinycomp.schedules.gpu.hopper_parts import PLANS, parts_program
@@ -28,7 +28,7 @@ HOPPER = Target.parse("cuda -arch=sm_90a")
 
 
 def split_of(b, split):
-    return SPLIT.reference(SplitOperandAttrs(split.name), (b,))
+    return SPLIT.reference(SplitOperandAttrs(split.name, split is not BF16X6_ANY), (b,))
 
 
 def normal(seed, *shape):
@@ -76,7 +76,7 @@ def emulated(a, b, split=BF16X6):
         names = {"rounded": left[0]}
     else:
         left, right = left[..., : a.shape[0]], np.swapaxes(right, 1, 2)[:, : b.shape[1]]
-        high, middle, low = np.swapaxes(left, 1, 2)
+        high, middle, low, *_ = np.swapaxes(left, 1, 2)
         finite = np.where(np.isfinite(high.astype(np.float32)), high, high.dtype.type(0))
         names = {"high": high, "finite": finite, "middle": middle, "low": low}
     total = np.zeros((a.shape[0], b.shape[1]), np.float32)
@@ -110,7 +110,9 @@ def tile(rows=64, columns=64, depth=2, consumers=1, cluster=1, staged=True):
     return HopperTile(rows, columns, depth, consumers, cluster, 8, staged)
 
 
-SPLITS = pytest.mark.parametrize("split", [BF16X6, TF32], ids=lambda s: s.name)
+SPLITS = pytest.mark.parametrize(
+    "split", [BF16X6, BF16X6_ANY, TF32], ids=["bf16x6", "bf16x6 of any", "tf32"]
+)
 
 
 @SPLITS
@@ -195,6 +197,15 @@ def test_infinities_and_nan():
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-39)
 
 
+def test_infinities_on_both_sides():
+    a, b = normal(0, 64, 32), normal(1, 32, 64)
+    for x in (a, b.T):
+        x[:, 0] = np.resize(np.float32([np.inf, -np.inf, 0, 1, -1 - 2.0**-20, np.nan, 2]), 64)
+    with np.errstate(all="ignore"):
+        wanted = multiply_adds(a, b)
+    np.testing.assert_allclose(Product(a, b, tile(), BF16X6_ANY).run(), wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_large_numbers_stay_finite():
     """Parts are cut, so none is larger than the number."""
     a, b = np.zeros((64, 32), np.float32), np.zeros((32, 64), np.float32)
@@ -228,7 +239,7 @@ def test_readers_of_a_stage_meet_before_it_is_freed():
     ("split", "shape"),
     [
         (BF16X6, tile(128, 128, 4, 2)), (BF16X6, tile(64, 128, 6)), (BF16X6, tile(128, 64, 6, 2)),
-        (BF16X6, tile(128, 128, 4, 2, 2, False)), (TF32, tile(128, 256, 4, 2, 2)),
+        (BF16X6_ANY, tile(128, 128, 4, 2)), (BF16X6, tile(128, 128, 4, 2, 2, False)), (TF32, tile(128, 256, 4, 2, 2)),
         (TF32, tile(64, 256, 5)),
     ],
     ids=str,
@@ -258,8 +269,16 @@ def test_compiles(split, shape):
     ],
 )
 def test_choice(precision, sizes, wanted):
-    assert choose_split(precision, *sizes, target=HOPPER) == wanted
-    assert choose_split(precision, *sizes, target=Target.parse("cuda -arch=sm_80")) is None
+    assert choose_split(precision, *sizes, True, target=HOPPER) == wanted
+    assert choose_split(precision, *sizes, True, target=Target.parse("cuda -arch=sm_80")) is None
+
+
+def test_choice_for_operands_that_are_not_constant():
+    """Splitting takes a launch; tf32 would need them transposed."""
+    assert choose_split("fp32", 4096, 4096, 4096, False, target=HOPPER) == "bf16x6"
+    assert choose_split("fp32", 36, 1024, 256, True, target=HOPPER) == "bf16x6"
+    assert choose_split("fp32", 36, 1024, 256, False, target=HOPPER) is None
+    assert choose_split("tf32", 4096, 4096, 4096, False, target=HOPPER) is None
 
 
 def test_tiles():

@@ -1,4 +1,4 @@
-"""SplitOperands: constant operands of float32 products in the parts that tensor cores take."""
+"""SplitOperands: right operands of float32 products in the parts that tensor cores take."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ import numpy as np
 
 from ..nodes import Atom, Constant, Function
 from ..pass_infra import FunctionPass, PassContext
-from ..pattern import Graph, Match, Rule, is_constant, is_op, rewrite, tensor, wildcard
+from ..pattern import Graph, Match, Rule, is_op, rewrite, tensor, wildcard
 
-ChooseSplit = Callable[[str, int, int, int], str | None]
-"""(precision, rows, columns, length of the sum) -> the name of a split; None: leave the product."""
+ChooseSplit = Callable[[str, int, int, int, bool], str | None]
+"""(precision, rows, columns, length of the sum, whether the right operand is constant) -> the name
+of a split; None: leave the product."""
 
-_left, _right = wildcard().has_dtype("float32"), is_constant().has_dtype("float32")
+_left, _right = wildcard().has_dtype("float32"), wildcard().has_dtype("float32")
 _product = is_op("nn.matmul")(_left, _right)
 
 
 @dataclass(frozen=True)
 class SplitOperands(FunctionPass):
-    """Rewrites products whose right operand is one constant matrix of finite numbers.
+    """Rewrites products whose right operand is one matrix.
 
     nn.matmul(x, W)  ->  nn.matmul_parts(x, nn.split_operand(W))
 
-    An infinite or NaN weight has no parts: its product stays as it is.
+    A constant is split when constants are folded; one with infinities or NaN is left whole.
     """
 
     choose: ChooseSplit
@@ -35,21 +36,24 @@ class SplitOperands(FunctionPass):
 
     def _matmul(self, graph: Graph, match: Match) -> Atom | None:
         right, out = match[_right], tensor(match[_product])
-        assert isinstance(right, Constant)
-        *lead, k, n = right.data.shape
-        if not out.is_static or math.prod(lead) != 1 or not np.isfinite(right.data).all():
+        constant = isinstance(right, Constant)
+        if not out.is_static or not tensor(right).is_static:
+            return None
+        *lead, k, n = tensor(right).static_shape
+        if math.prod(lead) != 1 or (constant and not np.isfinite(right.data).all()):
             return None
         binding = graph.producer(match[_product])
         assert binding is not None
         precision = binding.value.attrs.precision  # type: ignore[union-attr]
         *batch, _ = out.static_shape
-        split = self.choose(precision, math.prod(batch), n, k)
+        split = self.choose(precision, math.prod(batch), n, k, constant)
         if split is None:
             return None
         call = graph.builder.call
-        parts = call("nn.split_operand", call("reshape", right, newshape=(k, n)), split=split)
+        matrix = call("reshape", right, newshape=(k, n)) if lead else right
+        parts = call("nn.split_operand", matrix, split=split, finite=constant)
         x = match[_left]
         extra = len(lead) - (tensor(x).rank - 2)
         if extra > 0:  # the result has the weight's leading ones
             x = call("reshape", x, newshape=(*(1,) * extra, *tensor(x).static_shape))
-        return call("nn.matmul_parts", x, parts, split=split, k=k, n=n)
+        return call("nn.matmul_parts", x, parts, split=split, finite=constant, k=k, n=n)

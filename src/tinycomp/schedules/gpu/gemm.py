@@ -24,7 +24,7 @@ from ...dtype import DType
 from ...ir.expr import Binary, Call, IntImm, Var, as_int, variables
 from ...ir.node import postorder
 from ...ops.matmul import MatmulAttrs
-from ...ops.operand_parts import SPLITS, TF32, sum_of_parts
+from ...ops.operand_parts import TF32, split_of, sum_of_parts
 from ...ops.window import accumulation_dtype
 from ...te.tensor import ComputeOp, Tensor
 from ...tir.lower_gpu import ACCESS
@@ -217,7 +217,7 @@ def expand_matmul_parts(
 ) -> list[Tensor] | None:
     """nn.matmul_parts where there is no tile program: the parts are added as they are copied."""
     a, parts = args
-    split = SPLITS[attrs.split]
+    split = split_of(attrs)
     whole = te.compute(
         (attrs.k, attrs.n), lambda p, j: sum_of_parts(parts, split, p, j), name="whole"
     )

@@ -20,7 +20,7 @@ from ... import te
 from ...dtype import DType
 from ...ir.expr import Call, Expr, Load, Var, all_of, as_int, const, substitute
 from ...ir.node import rewrite
-from ...ops.operand_parts import SPLITS, Split
+from ...ops.operand_parts import Split, split_of
 from ...relay.nodes import Call as RelayCall
 from ...relay.nodes import Function
 from ...relay.op import Op
@@ -242,7 +242,7 @@ class _Product:
         if not inputs or m < MIN_ROWS or attrs.k % 4 or not attrs.k * n:
             return None
         self.operands, self.sizes = (args[0], args[1]), (1, m, n, attrs.k)
-        self.b_split = SPLITS[attrs.split]
+        self.b_split = split_of(attrs)
         return self._read(out)
 
     def expand_conv2d(

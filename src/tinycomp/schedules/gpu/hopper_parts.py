@@ -19,7 +19,7 @@ multiply-adds, or one unit in the last place where that loop as good as rounds o
 
 Infinities: their lower parts are 0, and where `high` meets a lower part of the other operand, which
 may be 0 or of either sign, an infinite `high` counts as 0; so infinity times x is what IEEE says.
-Constant operands are finite. NaN stays NaN. Bits below 2^-133, the least bfloat16, are lost:
+Constant operands are finite; others have a part for this. NaN stays NaN. Bits below 2^-133, the least bfloat16, are lost:
 numbers below 2^-110 are less exact, and those below 2^-133 count as 0.
 
 The left operand goes through registers: consumers load float32 from shared memory, split it and
@@ -28,7 +28,8 @@ memory, costs 6 bytes of it per element, 12 KB more per stage of 64 rows than th
 and as much bandwidth as wgmma needs to read them; in registers the parts of a stage are 32. For a
 stage of 64 x 128 results tensor cores work 768 cycles, splitting takes about 170 instructions per
 warp, which another consumer's products hide. 64 registers of sums, 64 of results and 32 of parts
-fit the 232 of each of two consumers. The right operand is constant: split when compiling.
+fit the 232 of each of two consumers. The right operand is split when compiling, or by a launch of
+its own, whose time is small beside that of the six products.
 
 tf32 is the same with one part, rounded to nearest, and without the second sum.
 """
@@ -41,7 +42,7 @@ from dataclasses import dataclass, replace
 from ...dtype import DType
 from ...ir.expr import BinaryOp as Op
 from ...ir.expr import Expr, Load, Var, binary, call, const, select
-from ...ops.operand_parts import BF16X6, TF32, Split
+from ...ops.operand_parts import BF16X6, BF16X6_ANY, TF32, Split
 from ...target import Target
 from ...tir.nodes import Alloc, Buffer, For, ForKind, PrimFunc, Scope, Seq, Stmt, Store
 from ...tir.passes.simplify import simplify
@@ -104,6 +105,11 @@ PLANS: dict[Split, Plan] = {
     BF16X6: Plan(
         ("high", "finite", "middle", "low"),
         (("finite", 2), ("low", 0), ("middle", 1), ("finite", 1), ("middle", 0), ("high", 0)),
+        promotes=True,
+    ),
+    BF16X6_ANY: Plan(
+        ("high", "finite", "middle", "low"),
+        (("finite", 2), ("low", 3), ("middle", 1), ("finite", 1), ("middle", 3), ("high", 0)),
         promotes=True,
     ),
     TF32: Plan(("rounded",), (("rounded", 0),), promotes=False),

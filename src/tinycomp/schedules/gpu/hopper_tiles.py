@@ -13,7 +13,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ...ops.operand_parts import BF16X6, TF32, Split
+from ...dtype import DType
+from ...ops.operand_parts import Split
 from ...tir.tile.layout import ROW_BYTES
 from ...tir.tile.verify import SHARED_LIMIT
 from .hopper_operands import HopperTile
@@ -33,7 +34,7 @@ FILL = 1.2e-6  # seconds until the first product (kernels of one wave in fast.cu
 MEETING = 0.3e-6  # seconds until the blocks of a cluster have met (a guess)
 BARRIERS = 50e-9  # seconds that a step waits, whatever its size (a guess)
 _SPLITS = (2, 3, 4, 5, 6, 8)
-_SPLITTING_A = {BF16X6: 200, TF32: 60}  # instructions of a warp for a stage of 64 rows (its SASS)
+_SPLITTING_A = {DType.BFLOAT16: 200, DType.FLOAT32: 60}  # instructions of a warp for a stage of 64 rows (its SASS)
 _TURN = 100  # cycles from the last product of a stage to the next, besides additions (a guess)
 
 
@@ -65,8 +66,8 @@ _GATHERING = tuple(
 )  # fmt: skip
 
 _OF_PARTS = {
-    BF16X6: ((64, 64, 1), (64, 128, 1), (128, 64, 2), (128, 128, 2)),
-    TF32: (
+    DType.BFLOAT16: ((64, 64, 1), (64, 128, 1), (128, 64, 2), (128, 128, 2)),
+    DType.FLOAT32: (
         (64, 64, 1), (64, 128, 1), (64, 256, 1), (128, 64, 2), (128, 128, 2), (128, 192, 2),
         (128, 256, 2),
     ),
@@ -140,7 +141,7 @@ def _candidates(task: Task) -> Iterator[HopperTile]:
     for shape in _shapes(task):
         boxes = shape.consumers * 2 * 64 * ROW_BYTES * task.staged
         for cluster in (1,) if task.gathers else (1, 2):
-            if task.b_split is BF16X6 and shape.columns % (64 * cluster):
+            if task.b_split and not task.b_split.transposed and shape.columns % (64 * cluster):
                 continue  # each block copies whole rows of 64 columns
             yield HopperTile(
                 shape.rows, shape.columns, _depth(shape, boxes, task), shape.consumers, cluster,
@@ -160,7 +161,7 @@ def _shapes(task: Task) -> Iterator[_Shape]:
     if task.b_split is None:
         yield from _GATHERING if task.gathers else _SHAPES
         return
-    for rows, columns, consumers in _OF_PARTS[task.b_split]:
+    for rows, columns, consumers in _OF_PARTS[task.b_split.dtype]:
         yield _Shape(rows, columns, consumers, False)
 
 
@@ -192,7 +193,7 @@ def _step_seconds(tile: HopperTile, task: Task) -> float:
     part = tile.columns * task.column_bytes // split.count
     read = tile.rows * ROW_BYTES + tile.rows // 64 * part * len(plan.products)
     slowest = max(flops / TENSOR, copied / REFILL, read / SHARED)
-    alone = _SPLITTING_A[split] + _TURN + tile.columns // 2 * plan.promotes
+    alone = _SPLITTING_A[split.dtype] + _TURN + tile.columns // 2 * plan.promotes
     return max(slowest, alone / CLOCK + slowest / tile.consumers)
 
 

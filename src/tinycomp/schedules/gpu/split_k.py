@@ -24,8 +24,8 @@ SLICES = "slices"  # tag of the sum over slices
 _CHOICES = (1, 2, 3, 4, 6, 8, 12, 16)
 _MIN_LENGTH = 128  # of a slice
 _GRAIN = 64  # slices begin at multiples of a tile along k
-_LAUNCH = 2500  # cycles from one launch to the next
-_BYTES = 2500  # of partial results that are written and read again, per cycle
+LAUNCH = 2500  # cycles from one launch to the next
+BYTES = 2500  # of partial results that are written and read again, per cycle
 _GAIN = 0.85  # of the time without slices that is worth it
 
 Sizes = tuple[int, int, int, int]
@@ -54,8 +54,8 @@ def fastest(sizes: Sizes, cycles: Callable[[int, int, int, int], float]) -> tupl
     def time(slices: int) -> float:
         if slices == 1:
             return whole * _GAIN
-        moved = 2 * 4 * slices * batch * m * n / _BYTES
-        return cycles(slices * batch, m, n, slice_length(k, slices)) + _LAUNCH + moved
+        moved = 2 * 4 * slices * batch * m * n / BYTES
+        return cycles(slices * batch, m, n, slice_length(k, slices)) + LAUNCH + moved
 
     slices = min((s for s in _CHOICES if s == 1 or k // s >= _MIN_LENGTH), key=time)
     return slices, whole if slices == 1 else time(slices)
