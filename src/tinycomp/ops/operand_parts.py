@@ -260,7 +260,8 @@ OPS: tuple[Op, ...] = (
         SplitOperandAttrs,
         _samples_split,
         doc="B[k,n] or B[taps,k,n] in parts: bf16x6 gives three bfloat16 [3,K,N] whose sum it is "
-        "(and, if it may be infinite, the first without infinities), tf32 one rounded to 10 bits [1,N,K]; k in an order of its own, both padded with zeros.",
+        "(and, if it may be infinite, the first without infinities), tf32 one rounded to 10 bits "
+        "[1,N,K]; k in an order of its own, both padded with zeros.",
     ),
     Op(
         "nn.matmul_parts",

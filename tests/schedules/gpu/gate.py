@@ -22,8 +22,8 @@ from tinycomp.ops.cumulative import CumulativeAttrs
 from tinycomp.ops.fused_attention import AttentionAttrs
 from tinycomp.ops.index import AxisAttrs
 from tinycomp.ops.matmul import MatmulAttrs
-from tinycomp.ops.operand_parts import SPLITS, MatmulPartsAttrs, SplitOperandAttrs
 from tinycomp.ops.norm import LayerNormAttrs
+from tinycomp.ops.operand_parts import SPLITS, MatmulPartsAttrs, SplitOperandAttrs
 from tinycomp.ops.pool import Pool2dAttrs
 from tinycomp.ops.reduce import ArgReduceAttrs, ReduceAttrs
 from tinycomp.ops.resize import ResizeAttrs
@@ -220,7 +220,8 @@ def _products() -> dict[str, Case]:
         "matmul bf16x6": parts("bf16x6", 4096, 4096, 4096),
         "matmul bf16x6 of few rows": parts("bf16x6", 128, 768, 3072),
         "split operand": (
-            one("nn.split_operand", SplitOperandAttrs("bf16x6", False)), (((4096, 4096), F),),
+            one("nn.split_operand", SplitOperandAttrs("bf16x6", False)),
+            (((4096, 4096), F),),
         ),
         "matmul tf32": parts("tf32", 4096, 4096, 4096),
         "matmul f64": matmul((256, 256), (256, 256), "float64"),

@@ -203,7 +203,9 @@ def test_infinities_on_both_sides():
         x[:, 0] = np.resize(np.float32([np.inf, -np.inf, 0, 1, -1 - 2.0**-20, np.nan, 2]), 64)
     with np.errstate(all="ignore"):
         wanted = multiply_adds(a, b)
-    np.testing.assert_allclose(Product(a, b, tile(), BF16X6_ANY).run(), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        Product(a, b, tile(), BF16X6_ANY).run(), wanted, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_large_numbers_stay_finite():
@@ -239,8 +241,8 @@ def test_readers_of_a_stage_meet_before_it_is_freed():
     ("split", "shape"),
     [
         (BF16X6, tile(128, 128, 4, 2)), (BF16X6, tile(64, 128, 6)), (BF16X6, tile(128, 64, 6, 2)),
-        (BF16X6_ANY, tile(128, 128, 4, 2)), (BF16X6, tile(128, 128, 4, 2, 2, False)), (TF32, tile(128, 256, 4, 2, 2)),
-        (TF32, tile(64, 256, 5)),
+        (BF16X6_ANY, tile(128, 128, 4, 2)), (BF16X6, tile(128, 128, 4, 2, 2, False)),
+        (TF32, tile(128, 256, 4, 2, 2)), (TF32, tile(64, 256, 5)),
     ],
     ids=str,
 )  # fmt: skip

@@ -19,8 +19,8 @@ multiply-adds, or one unit in the last place where that loop as good as rounds o
 
 Infinities: their lower parts are 0, and where `high` meets a lower part of the other operand, which
 may be 0 or of either sign, an infinite `high` counts as 0; so infinity times x is what IEEE says.
-Constant operands are finite; others have a part for this. NaN stays NaN. Bits below 2^-133, the least bfloat16, are lost:
-numbers below 2^-110 are less exact, and those below 2^-133 count as 0.
+Constant operands are finite; others have a part for this. NaN stays NaN. Bits below 2^-133, the
+least bfloat16, are lost: numbers below 2^-110 are less exact, those below 2^-133 count as 0.
 
 The left operand goes through registers: consumers load float32 from shared memory, split it and
 pass the parts to wgmma as operand A. The alternative, a warpgroup that writes parts back to shared

@@ -34,7 +34,10 @@ FILL = 1.2e-6  # seconds until the first product (kernels of one wave in fast.cu
 MEETING = 0.3e-6  # seconds until the blocks of a cluster have met (a guess)
 BARRIERS = 50e-9  # seconds that a step waits, whatever its size (a guess)
 _SPLITS = (2, 3, 4, 5, 6, 8)
-_SPLITTING_A = {DType.BFLOAT16: 200, DType.FLOAT32: 60}  # instructions of a warp for a stage of 64 rows (its SASS)
+_SPLITTING_A = {
+    DType.BFLOAT16: 200,
+    DType.FLOAT32: 60,
+}  # instructions of a warp for a stage of 64 rows (its SASS)
 _TURN = 100  # cycles from the last product of a stage to the next, besides additions (a guess)
 
 
