@@ -20,12 +20,14 @@ from ..tir.lower_gpu import lower_gpu
 from ..tir.nodes import PrimFunc
 from ..tir.schedule import Schedule, create_schedule
 from ..tir.verify import verify
+from .arg_reduction import expand_arg_reduction
 from .collapse import collapse_dims
 from .common import Kernel, inline_injective
 from .cumulative import expand_cumulative
 from .elementwise import schedule_elementwise
 from .gpu import build_gpu_kernel
 from .gpu.bind import bind_unbound
+from .long_reduction import is_long_reduction, schedule_long_reduction
 from .matmul import schedule_matmul
 from .matmul_bytes import byte_dot, schedule_matmul_bytes
 from .reduction import schedule_lane_reduction
@@ -42,6 +44,8 @@ def expansions(target: Target) -> dict[str, Compute]:
     """Expansions of operators that CPU schedules use instead of `Op.compute`: hand-written loops
     where an element of the result is not best computed on its own."""
     return {
+        "argmax": partial(expand_arg_reduction, "argmax", target),
+        "argmin": partial(expand_arg_reduction, "argmin", target),
         "cumsum": partial(expand_cumulative, BinaryOp.ADD, target),
         "cumprod": partial(expand_cumulative, BinaryOp.MUL, target),
         "scatter_elements": partial(expand_scatter, elements_of),
@@ -91,7 +95,10 @@ def default_schedule(
     elif function.attrs.get("stitched") or (len(reductions) > 1 and len(outputs) == 1):
         schedule_rows(kernel, function.attrs.get("rows", _shared_rows(reductions)))
     elif len(outputs) == 1 and reductions[0].num_outputs == 1:
-        if reduces_last_axis(reductions[0]):
+        along_memory = reduces_last_axis(reductions[0])
+        if is_long_reduction(kernel, reductions[0], along_memory):
+            schedule_long_reduction(kernel, reductions[0], along_memory)
+        elif along_memory:
             schedule_rows(kernel, _shared_rows(reductions))
         else:
             schedule_lane_reduction(kernel, reductions[0])

@@ -97,13 +97,22 @@ def _place(
         return
     axis = stage.fuse(*own[len(op.axis) :])
     if extent_of(stage, axis) > _SMALL_ROW:
-        _reduce_in_vectors(kernel, tensor, axis, lanes)
+        reduce_in_vectors(kernel, tensor, axis, lanes)
 
 
-def _reduce_in_vectors(
-    kernel: Kernel, tensor: Tensor | CachedTensor, axis: Var, lanes: int
+def reduce_in_vectors(
+    kernel: Kernel,
+    tensor: Tensor | CachedTensor,
+    axis: Var,
+    lanes: int,
+    at: int | None = None,
 ) -> None:
-    """Partial results in vector lanes over the row, then one reduction across the lanes."""
+    """Partial results in vector lanes over the row, then one reduction across the lanes.
+
+    Args:
+        at: the number of the loop of the tensor's stage to compute the partial results in; by
+            default they are where the stage is.
+    """
     stage = kernel.schedule[tensor]
     extent = extent_of(stage, axis)
     width = min(lanes * _ACCUMULATORS, max(lanes, extent // lanes * lanes))
@@ -111,10 +120,12 @@ def _reduce_in_vectors(
         width -= lanes
     outer, inner = stage.split(axis, factor=width)
     partial = kernel.schedule[kernel.schedule.rfactor(tensor, inner)]
+    if at is not None:
+        partial.compute_at(stage, stage.axes[at])
     kernel.schedule.set_scope(partial.tensor, "local")
     stage.pragma(stage.axes[-1], "reduce_lanes")
-    loops = list(partial.axes)
-    lane, step = next(a for a in loops if a is inner), next(a for a in loops if a is outer)
+    loops = {axis.name: axis for axis in partial.axes}
+    lane, step = loops[inner.name], loops[outer.name]
     partial.reorder(step, lane)
     if width > lanes:
         parts, vector = partial.split(lane, factor=lanes)

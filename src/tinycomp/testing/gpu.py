@@ -13,7 +13,17 @@ import numpy as np
 from ..ir.expr import as_int
 from ..kernels import kernel_name
 from ..levels import kernel_functions
-from ..relay.plan import Branch, BufferRef, Copy, ExecutionPlan, KernelCall, Repeat, Space, Step
+from ..relay.plan import (
+    Branch,
+    BufferRef,
+    Copy,
+    ExecutionPlan,
+    KernelCall,
+    Parallel,
+    Repeat,
+    Space,
+    Step,
+)
 from ..runtime.cuda.module import CudaModule
 from ..schedules import build_kernel
 from ..tir.gpu_executor import run
@@ -65,6 +75,8 @@ def run_plan(
             again = Branch(step.condition, (*step.body_steps, step), ())
             work.append(again)
             work.extend(reversed(step.condition_steps))
+        elif isinstance(step, Parallel):
+            work.extend(s for steps in reversed(step.branches) for s in reversed(steps))
     return outputs
 
 
