@@ -21,14 +21,19 @@ TARGET = Target.parse("cuda -arch=sm_90a")
 OPS = default_ops()
 
 
-def fused(make, *inputs):
-    """The one kernel that `make(builder, *params)` becomes, for inputs of (shape, dtype)."""
+def all_fused(make, *inputs):
+    """The kernels that `make(builder, *params)` becomes, for inputs of (shape, dtype)."""
     builder = Builder(OPS, fold=False)
     params = [builder.param(f"x{i}", s, DType(d)) for i, (s, d) in enumerate(inputs)]
     whole = builder.finish(make(builder, *params))
     function = FuseOps().run_function(whole, PassContext(OPS, TARGET, 3))
     calls = [b.value.op for b in function.bindings if isinstance(b.value, Call)]
-    (function,) = [op for op in calls if isinstance(op, Function)]
+    return [op for op in calls if isinstance(op, Function)]
+
+
+def fused(make, *inputs):
+    """The one kernel that `make(builder, *params)` becomes."""
+    (function,) = all_fused(make, *inputs)
     return function
 
 
@@ -49,10 +54,15 @@ def launches(make, *inputs):
 
 def check(make, *inputs, seed=0, rtol=1e-5, atol=1e-6, low=-3.0, high=3.0):
     """The kernel on the executor, with races looked for, against relay's interpreter."""
-    function = fused(make, *inputs)
+    return check_function(fused(make, *inputs), seed, rtol, atol, low, high)
+
+
+def check_function(function, seed=0, rtol=1e-5, atol=1e-6, low=-3.0, high=3.0):
+    """The kernel of a primitive function, the same way."""
     func = built(function)
     rng = np.random.default_rng(seed)
-    arrays = [(rng.uniform(low, high, shape)).astype(DType(dtype).numpy) for shape, dtype in inputs]
+    types = [p.type for p in function.params]
+    arrays = [rng.uniform(low, high, t.static_shape).astype(t.dtype.numpy) for t in types]
     wanted = evaluate(function, arrays)
     for got, value in zip(outputs(func, *arrays), wanted, strict=True):
         np.testing.assert_allclose(

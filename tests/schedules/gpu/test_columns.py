@@ -1,5 +1,7 @@
 """Softmax and normalisations over inner axes: right, and read once in whole lines."""
 
+import random
+
 import pytest
 
 from tinycomp.ops.reduce import ReduceAttrs
@@ -97,3 +99,33 @@ def test_accesses(shape, axis):
     if shape[1] < 1000:
         assert all(site.width == 16 for site in launch.global_sites)
     assert launch.in_flight * min(launch.threads * launch.blocks // 132, 2048) >= 20_000
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_chains(seed):
+    """Elementwise work and reductions over the same one or two axes, of any shape."""
+    rng = random.Random(seed)
+    shape = tuple(rng.choice([1, 2, 3, 5, 8, 17, 40]) for _ in range(rng.randint(2, 4)))
+    count = rng.randint(1, min(2, len(shape)))
+    first = rng.randint(0, len(shape) - count)
+    axes = tuple(range(first, first + count))
+    steps = [rng.choice(["shift", "scale", "centre", "softmax"]) for _ in range(3)]
+    dropped = rng.random() < 0.5
+    scale = tuple(d if rng.random() < 0.5 else 1 for d in shape)
+
+    def make(b, x, y, z):
+        for step in steps:
+            if step == "centre":
+                x = b.call("subtract", x, b.call("mean", x, attrs=ReduceAttrs(axes, True)))
+            elif step == "softmax" and count == 1:
+                x = b.call("nn.softmax", x, attrs=SoftmaxAttrs(first))
+            else:
+                x = b.call("multiply", x, z) if step == "scale" else b.call("add", x, y)
+        if dropped:
+            x = b.call("sum", b.call("multiply", x, x), attrs=ReduceAttrs(axes))
+        return b.call("tanh", x)
+
+    inputs = (shape, F), (shape, F), (scale, F)
+    for function in kit.all_fused(make, *inputs):
+        func = kit.check_function(function, rtol=1e-4, atol=1e-5)
+        assert PLAIN not in func.attrs

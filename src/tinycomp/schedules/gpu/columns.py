@@ -136,7 +136,7 @@ def plan_columns(kernel: Kernel, shape: list[int], axis: int, length: int) -> Co
     ) and 2 * sharers <= min(length, _SHARERS):  # fmt: skip
         sharers *= 2
     if sharers == 1 and vectors > across:  # a column is short: more of them
-        across = THREADS
+        across = min(THREADS, vectors)
     held = sum(b.dtype.itemsize for b in wide if b not in func.params[-func.num_outputs :])
     room = shared_limit(kernel.target.arch) - sharers * across * lanes * 4 * 4
     memory = Memory.GLOBAL
