@@ -1,11 +1,15 @@
 """Softmax, normalisations and reductions of lines: right for any length, and read once."""
 
+import math
+
 import numpy as np
 import pytest
 
 from tinycomp.codegen.cuda.emit import emit_cuda
 from tinycomp.ops.norm import LayerNormAttrs
 from tinycomp.ops.reduce import ReduceAttrs
+from tinycomp.tir.nodes import Alloc, Scope
+from tinycomp.tir.tree import statements
 
 from . import kit
 
@@ -121,3 +125,18 @@ def test_special_values():
     kit.run(func, [x, out])
     assert np.isnan(out[:3]).any(axis=1).all()
     np.testing.assert_allclose(out[3], 0.01, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6, 96), (1, 16, 768)])
+def test_what_all_rows_share_is_no_part_of_a_row(shape):
+    """Widened scales of a normalisation are read where they are used, not into an array of each
+    thread."""
+    inputs = (shape, "float16"), (shape[-1:], "float16"), (shape[-1:], "float16")
+
+    def layer(b, x, scale, shift):
+        return b.call("nn.layer_norm", x, scale, shift, attrs=LayerNormAttrs())
+
+    func = kit.check(layer, *inputs, rtol=4e-3, atol=4e-3)
+    own = [s.buffer for s in statements(func.body) if isinstance(s, Alloc)]
+    own = [b for b in own if b.scope is Scope.LOCAL]
+    assert max(math.prod(d.value for d in b.shape) for b in own) <= 32

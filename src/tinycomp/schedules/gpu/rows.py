@@ -129,7 +129,11 @@ def _read_across_rows(kernel: Kernel, rows: int) -> set[ComputeOp]:
         own = [a.var for a in reader.axis[:rows]]
         for load in (n for n in postorder(reader.body) if isinstance(n, Load)):
             source = load.source.op
-            if not isinstance(source, ComputeOp) or len(load.indices) < rows or not source.axis:
+            if not isinstance(source, ComputeOp) or not source.axis:
+                continue
+            if len(load.indices) < rows:
+                if not is_reduction(source):  # one for all rows
+                    found.add(source)
                 continue
             pairs = zip(load.indices[:rows], own, source.axis, strict=False)
             if len(own) < rows or any(i is not v and not is_one(a) for i, v, a in pairs):
