@@ -55,6 +55,9 @@ PRODUCTS = [
     Case("QGemm", [*A, i8(5, 4), real(0.2), np.int8(4), None, real(2), uint(0)], {"transB": 1},
          domain=MS),
     Case("MatMulIntegerToFloat", [A[0], B[0], A[1], scales(5), A[2], B[2], f32(5)], domain=MS),
+    Case("DynamicQuantizeMatMul", [f32(3, 4), B[0], scales(5), np.zeros(5, np.int8), f32(5)],
+         domain=MS),
+    Case("DynamicQuantizeMatMul", [f32(2, 3, 4), B[0], real(0.02)], domain=MS),
 ]  # fmt: skip
 Y = [u8(2, 3, 4, 5), real(0.05), uint(130)]
 OTHERS = [

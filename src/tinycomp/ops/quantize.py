@@ -70,8 +70,9 @@ def _import_quantize(node: OnnxNode) -> Atom:
     return quantize(node, cast_to(node, x, working), scale, zero, _quantized_dtype(node))
 
 
-def _import_dynamic_quantize(node: OnnxNode) -> list[Atom]:
-    """uint8 over the range of the data, which always includes 0."""
+def dynamic_quantize(node: OnnxNode) -> list[Atom]:
+    """Input 0 as uint8 over the range of its data, which always includes 0; its scale and zero
+    point."""
     b, x = node.builder, node.input(0)
     axes = tuple(range(node.type(0).rank))
     zero = b.const(np.float32(0))
@@ -88,5 +89,5 @@ def _import_dynamic_quantize(node: OnnxNode) -> list[Atom]:
 ONNX: dict[str, OnnxImport] = {
     "DequantizeLinear": _import_dequantize,
     "QuantizeLinear": _import_quantize,
-    "DynamicQuantizeLinear": _import_dynamic_quantize,
+    "DynamicQuantizeLinear": dynamic_quantize,
 }

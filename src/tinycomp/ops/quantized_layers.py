@@ -16,7 +16,7 @@ from .conv import add_channel_bias, import_convolution
 from .layout import reshape, transpose
 from .onnx_node import OnnxImport, OnnxNode
 from .pool import pool
-from .quantize import quantize
+from .quantize import dynamic_quantize, quantize
 from .quantized_matmul import optional, shifted
 from .unary import cast_to
 
@@ -101,12 +101,24 @@ def _import_qgemm(node: OnnxNode) -> Atom:
 
 def _import_matmul_integer_to_float(node: OnnxNode) -> Atom:
     """(A - a_zero) @ (B - b_zero) * a_scale * b_scale + bias."""
-    call = node.builder.call
     a = shifted(node, node.input(0), optional(node, 4), rows=True)
     b = shifted(node, node.input(1), optional(node, 5), rows=False)
+    return _real_product(node, a, b, (node.input(2), node.input(3)), 6)
+
+
+def _import_dynamic_quantize_matmul(node: OnnxNode) -> Atom:
+    """The same with A float32, which is quantised over the range of its data."""
+    x, scale, zero = dynamic_quantize(node)
+    a = shifted(node, x, zero, rows=True)
+    b = shifted(node, node.input(1), optional(node, 3), rows=False)
+    return _real_product(node, a, b, (scale, node.input(2)), 4)
+
+
+def _real_product(node: OnnxNode, a: Atom, b: Atom, scales: tuple[Atom, Atom], bias: int) -> Atom:
+    call = node.builder.call
     product = call("cast", call("nn.matmul", a, b), dtype=DType.FLOAT32)
-    real = call("multiply", product, call("multiply", node.input(2), node.input(3)))
-    return call("add", real, node.input(6)) if node.has(6) else real
+    real = call("multiply", product, call("multiply", *scales))
+    return call("add", real, node.input(bias)) if node.has(bias) else real
 
 
 # -- elementwise, pooling, softmax ----------------------------------------------------------------
@@ -168,6 +180,7 @@ ONNX: dict[str, OnnxImport] = {
     "QLinearConv": _import_qlinear_conv,
     "com.microsoft::QGemm": _import_qgemm,
     "com.microsoft::MatMulIntegerToFloat": _import_matmul_integer_to_float,
+    "com.microsoft::DynamicQuantizeMatMul": _import_dynamic_quantize_matmul,
     "com.microsoft::QLinearAdd": _import_binary("add"),
     "com.microsoft::QLinearMul": _import_binary("multiply"),
     "com.microsoft::QLinearSigmoid": _import_unary(_sigmoid),
