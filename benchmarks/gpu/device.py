@@ -15,7 +15,7 @@ from tinycomp.config import Config
 from tinycomp.ops import default_ops
 from tinycomp.relay.builder import Builder
 from tinycomp.relay.nodes import Atom, IRModule
-from tinycomp.relay.plan import Copy, KernelCall
+from tinycomp.relay.plan import Branch, KernelCall, Repeat, all_steps
 from tinycomp.runtime.cuda.driver import Driver, open_driver
 from tinycomp.runtime.cuda.kernel import DeviceKernel
 from tinycomp.runtime.cuda.module import CudaModule
@@ -72,12 +72,12 @@ class Program:
     @property
     def kernels(self) -> int:
         """Launches of one run."""
-        calls = [s for s in self.steps if isinstance(s, KernelCall)]
+        calls = [s for s in all_steps(self.steps) if isinstance(s, KernelCall)]
         return sum(len(self.plan.launches[c.kernel]) for c in calls)
 
     @property
     def has_branches(self) -> bool:
-        return not all(isinstance(s, KernelCall | Copy) for s in self.steps)
+        return any(isinstance(s, Branch | Repeat) for s in all_steps(self.steps))
 
     def frame(self, inputs: Sequence[np.ndarray]) -> Frame:
         """Buffers of one run: inputs on the device, outputs and working memory poisoned."""
@@ -99,7 +99,7 @@ class Program:
 
     def enqueue(self, frame: Frame, stream: int) -> None:
         """All kernels of one run, not as a graph, so that a caller can capture them."""
-        frame.run(frame.fixed, stream, observe=lambda number, stream: None)
+        frame.enqueue(frame.fixed, stream)
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The outputs for inputs."""

@@ -224,6 +224,11 @@ class Frame:
             elif isinstance(step, Repeat):
                 work += [(step, 0), (step.condition_steps, 0)]
 
+    def enqueue(self, bound: Bound, stream: int) -> None:
+        """Give all steps to the stream, not as a graph, so that the caller can capture them; for
+        plans without decisions."""
+        self._give(self.program.plan.plan.steps, bound, stream, None)
+
     def deliver(self, bound: Bound, outputs: Sequence[DeviceArray | None], stream: int) -> None:
         """Copy results that are wanted on the device, and are not there yet."""
         for array, place in zip(outputs, bound.outputs, strict=True):
