@@ -80,6 +80,14 @@ def test_masks(zero_hidden):
     check([*arrays, visible, added], AttentionAttrs(0.25, zero_hidden=zero_hidden))
 
 
+def test_a_finite_fill_shows_what_causal_hid():
+    """A row whose mask is false everywhere is the mean of all values."""
+    visible = np.ones((1, 1, 10, 130), bool)
+    visible[0, 0, 2] = False
+    arrays = [draw(i, 1, 1, n, 16) for i, n in enumerate((10, 130, 130))]
+    check([*arrays, visible], AttentionAttrs(0.25, causal=3, fill=-1e9))
+
+
 def test_loops_mean_the_same_before_lowering():
     arrays = [draw(i, 1, 1, n, 16) for i, n in enumerate((20, 66, 66))]
     check(arrays, AttentionAttrs(0.25), interpret)

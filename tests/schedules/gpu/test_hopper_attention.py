@@ -85,6 +85,8 @@ def test_masks_that_hide_by_a_large_number_and_negative_scales():
     check([*arrays, visible], AttentionAttrs(0.25, fill=-1e9))
     check([*arrays, np.where(visible, 0, -np.inf).astype(np.float16)], AttentionAttrs(0.25))
     check(arrays, AttentionAttrs(-0.5, 0))
+    check(arrays, AttentionAttrs(-0.5))
+    check([*arrays, visible], AttentionAttrs(0.25, causal=-20, fill=-1e9))  # un-hides whole rows
 
 
 def test_large_scores_do_not_overflow():

@@ -75,7 +75,7 @@ class Frame:
         first, count, causal = self.part * share, const(share), self.softmax.causal
         if share * self.parts != whole:
             count = Binary(BinaryOp.MIN, count, whole - first)
-        if causal is not None:
+        if causal is not None and self.softmax.hides:
             last = self._query(self.place[2] + (rows - 1)) + (1 + causal)  # exclusive
             seen = (last + keys - 1) // keys - first
             count = Binary(BinaryOp.MAX, Binary(BinaryOp.MIN, seen, count), const(0))

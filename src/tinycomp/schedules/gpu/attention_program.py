@@ -171,7 +171,7 @@ class _Attention:
         self.count = self.batch * self.heads * self.row_tiles
         # Blocks that have more than one tile copy ahead for the next one. Causal tiles are of
         # different size: there the hardware gives each block that ends the next one.
-        self.blocks = self.count if softmax.causal is not None else min(self.count, blocks)
+        self.blocks = self.count if softmax.hides else min(self.count, blocks)
         self.block, self.rank = Var("block"), Var("rank")
         self.warpgroup, self.thread = Var("warpgroup"), Var("thread")
         self._declare(q.buffer.dtype)
@@ -222,7 +222,7 @@ class _Attention:
         t, which, head = Var("t"), Var("which"), Var("head_number")
         heads, count = self.batch * self.heads, self.row_tiles
         lets = [Let(which, self.block + t * self.blocks, self.count)]
-        if self.softmax.causal is None:
+        if not self.softmax.hides:
             row_tile: Expr = which % count
             lets.append(Let(head, which // count, heads))
         else:
@@ -352,11 +352,11 @@ class _Attention:
 
     def _loops(self, work: _Work, step: Callable[[Expr, bool], Stmt]) -> list[Stmt]:
         """The tiles of keys but the last, backwards: those that the diagonal crosses come first and
-        are masked, the others are not, unless there are masks."""
+        are masked, the others only where scores are more than products."""
         n, rest = Var("n"), work.tiles - 1
         rows, keys = self.softmax.tile
-        crossed = math.ceil((rows + keys - 2) / keys) - 1 if self.softmax.causal is not None else 0
-        if self.softmax.masks:
+        crossed = math.ceil((rows + keys - 2) / keys) - 1 if self.softmax.hides else 0
+        if not self.softmax.inner:
             return [For(n, const(0), rest, step(rest - 1 - n, True), annotations=_ROLLED)]
         plain = For(n, const(0), rest, step(rest - 1 - n, False), annotations=_ROLLED)
         if not crossed:

@@ -73,16 +73,29 @@ class OnlineSoftmax:
         return None if causal is None or causal >= self.keys - 1 else causal
 
     @property
+    def hides(self) -> bool:
+        """Whether what `causal` hides stays hidden: a mask that chooses a finite score does not."""
+        fills = any(mask.dtype is DType.BOOL for mask in self.masks)
+        return self.causal is not None and not (fills and self.attrs.fill > -math.inf)
+
+    @property
     def whole(self) -> bool:
-        """Whether scores are products of queries and keys, and nothing else, in every tile."""
-        return not self.masks and self.causal is None and self.keys % self.tile[1] == 0
+        """Whether scores are the bare products in all tiles."""
+        return self.inner and self.causal is None and self.keys % self.tile[1] == 0
+
+    @property
+    def inner(self) -> bool:
+        """Whether scores are the bare products in tiles that lie inside of what is seen."""
+        return self.raw and not self.masks
 
     def key_tiles(self, first: Expr) -> Expr:
         """How many tiles of the keys the tile of queries from `first` on sees; at least one."""
         rows, keys = self.tile
         tiles = math.ceil(self.keys / keys)
-        if self.causal is None or self.causal + rows < 0:
-            return const(tiles if self.causal is None else 1)
+        if self.causal is None or not self.hides:
+            return const(tiles)
+        if self.causal + rows < 0:
+            return const(1)
         seen = (first + (rows + self.causal + keys - 1)) // keys
         return binary(Op.MAX, binary(Op.MIN, seen, const(tiles)), const(1))
 
