@@ -368,8 +368,8 @@ def _agree(a: np.ndarray, b: np.ndarray) -> bool:
         return False
     if a.shape == b.shape and a.ctypes.data == b.ctypes.data and a.strides == b.strides:
         return True
-    corner = b[tuple(slice(n) for n in a.shape)]
-    return a.tobytes() == corner.tobytes()
+    bits = f"u{a.dtype.itemsize}"  # so that NaN is equal to itself, and 0 not to -0
+    return np.array_equal(a.view(bits), b[tuple(slice(n) for n in a.shape)].view(bits))
 
 
 def _integers(atom: Atom) -> np.ndarray | None:
