@@ -68,7 +68,7 @@ def test_one_model_for_all_sizes(name):
     bounded = bound(large, [of(others[-1])], OPS)
     module = bounded.module()
     rng = np.random.default_rng(0)
-    for sizes in others[:: max(1, len(others) // 4)]:
+    for sizes in others[:: max(1, len(others) // 2)]:
         small = of(sizes)
         fit = bounded.fit(small)
         assert not isinstance(fit, str), fit
