@@ -12,16 +12,26 @@ from tinycomp.diagnostics import TinycompError
 from tinycomp.dtype import DType
 from tinycomp.ir.expr import Var, const
 from tinycomp.ops import default_ops
-from tinycomp.ops.operand_parts import BF16X6, BF16X6_ANY, STEP, TF32, SplitOperandAttrs
+from tinycomp.ops.operand_parts import (
+    BF16X6,
+    BF16X6_ANY,
+    STEP,
+    TF32,
+    MatmulPartsAttrs,
+    SplitOperandAttrs,
+)
 from tinycomp.schedules.gpu.hopper_choice import choose_split
 from tinycomp.schedules.gpu.hopper_operands import Epilogue, HopperTile, Operands
 from tinycomp.schedules.gpu.hopper_parts import PLANS, parts_program
 from tinycomp.schedules.gpu.hopper_tiles import Task, choose_hopper_tile
 from tinycomp.target import Target
+from tinycomp.tir.gpu_executor import run
 from tinycomp.tir.nodes import Buffer, PrimFunc, Seq
 from tinycomp.tir.tile import nodes as op
 from tinycomp.tir.tile.arithmetic import multiply_add
 from tinycomp.tir.tile.interpreter import POLICIES, run_tile_program
+
+from . import kit
 
 SPLIT = default_ops()["nn.split_operand"]
 HOPPER = Target.parse("cuda -arch=sm_90a")
@@ -255,6 +265,20 @@ def test_compiles(split, shape):
     used = cubin.kernels["product"]
     assert (used.spill_stores, used.spill_loads, used.stack) == (0, 0, 0)
     assert not re.search(r"C7\d\d\d", cubin.log)
+
+
+@pytest.mark.parametrize(("split", "band"), [(BF16X6, 1e-5), (TF32, 2e-2)], ids=["bf16x6", "tf32"])
+def test_without_a_tile_program(split, band):
+    """Too few rows for wgmma: parts are added as they are copied."""
+    a, b = normal(0, 16, 64), normal(1, 64, 40)
+    parts, attrs = split_of(b, split), MatmulPartsAttrs(split.name, True, 64, 40)
+    func = kit.kernel(
+        lambda builder, x, p: builder.call("nn.matmul_parts", x, p, attrs=attrs),
+        (a.shape, "float32"), (parts.shape, str(split.dtype)),
+    )  # fmt: skip
+    out = np.full((16, 40), np.nan, np.float32)
+    run(func, [a, parts, out])
+    np.testing.assert_allclose(out, a @ b, atol=band)
 
 
 @pytest.mark.parametrize(
