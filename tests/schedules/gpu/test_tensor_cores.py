@@ -19,6 +19,7 @@ from tinycomp.relay.nodes import Call, Function, IRModule
 from tinycomp.relay.pass_infra import PassContext
 from tinycomp.relay.passes.layouts import pack_bytes
 from tinycomp.schedules import build_kernel
+from tinycomp.schedules.gpu import PLAIN
 from tinycomp.schedules.gpu.matmul_bytes import choose_gpu_byte_tile
 from tinycomp.schedules.gpu.tensor_cores import choose_warp_tile, shared_bytes
 from tinycomp.target import Target
@@ -226,3 +227,24 @@ def test_machine_code(arch, dtype):
     assert "mma.sync" in code.source
     assert used.spill_stores == used.spill_loads == used.stack == 0
     assert used.registers * launch.threads <= 65536
+
+
+@pytest.mark.parametrize(("n", "channels", "outputs"), [(1, 96, 24), (1, 200, 48), (3, 40, 96)])
+def test_convolutions_of_single_pixels(n, channels, outputs):
+    """Squeeze and excitation: products of as many rows as there are images."""
+    attrs = Conv2dAttrs(
+        data_layout="NHWC", kernel_layout="packed", out_channels=outputs, kernel_size=(1, 1),
+        tile=(1, 1, outputs),
+    )  # fmt: skip
+    shapes = [(n, 1, 1, channels), (1, 1, 1, channels, outputs), (outputs,)]
+    func = kernel(
+        shapes, "float16",
+        lambda call, x, w, b: call("add", call("nn.conv2d", x, w, attrs=attrs), b),
+    )  # fmt: skip
+    assert PLAIN not in func.attrs
+    (x, w, b), got = execute(func)
+    close(
+        got.reshape(n, -1),
+        x.reshape(n, -1) @ w.reshape(channels, outputs) + b.reshape(-1),
+        "float16",
+    )

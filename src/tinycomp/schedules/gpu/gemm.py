@@ -273,7 +273,7 @@ def matrix_axes(stage: Stage, batch: int, m: int, n: int) -> tuple[Var, Var, Var
     columns: list[Var] = []
     for group, wanted in ((columns, n), (rows, m)):
         size = 1
-        while axes and size < wanted:
+        while axes and (size < wanted or not group):  # an axis of one element, if there is none
             group.insert(0, axes.pop())
             size *= extent_of(stage, group[0])
         if size > wanted:  # channels of several groups
