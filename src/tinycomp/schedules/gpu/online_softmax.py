@@ -94,8 +94,6 @@ class OnlineSoftmax:
         tiles = math.ceil(self.keys / keys)
         if self.causal is None or not self.hides:
             return const(tiles)
-        if self.causal + rows < 0:
-            return const(1)
         seen = (first + (rows + self.causal + keys - 1)) // keys
         return binary(Op.MAX, binary(Op.MIN, seen, const(tiles)), const(1))
 
