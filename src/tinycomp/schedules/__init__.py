@@ -9,8 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from ..extension import NO_EXTENSION, Extension
-from ..ir.expr import BinaryOp, Load, variables
-from ..ir.node import postorder
+from ..ir.expr import BinaryOp
 from ..relay.nodes import Call, Function
 from ..relay.op import Op
 from ..target import Target
@@ -22,7 +21,7 @@ from ..tir.schedule import Schedule, create_schedule
 from ..tir.verify import verify
 from .arg_reduction import expand_arg_reduction
 from .collapse import collapse_dims
-from .common import Kernel, inline_injective
+from .common import Kernel, inline_injective, reduces_last_axis
 from .cumulative import expand_cumulative
 from .elementwise import schedule_elementwise
 from .gpu import build_gpu_kernel
@@ -128,16 +127,3 @@ def _shared_rows(reductions: list[ComputeOp]) -> int:
             last -= 1
         counts.append(last)
     return min(counts)
-
-
-def reduces_last_axis(op: ComputeOp) -> bool:
-    """Whether the reduction runs along memory: its axis is in the last index of what it reads,
-    and the last axis of the result is not."""
-    reduced = {a.var for a in op.reduce_axis}
-    last = op.axis[-1].var if op.axis else None
-    for load in postorder(op.body):
-        if isinstance(load, Load) and load.indices:
-            found = set(variables(load.indices[-1]))
-            if found & reduced and last not in found:
-                return True
-    return False

@@ -21,7 +21,7 @@ from ..te.tensor import ComputeOp, Reduce, Tensor
 from ..tir.from_te import load_buffers
 from ..tir.nodes import Buffer, ForKind, If, Scope, Seq, Stmt, Store
 from ..types import TensorType
-from .common import PARALLEL_CYCLES, extents
+from .common import PARALLEL_CYCLES, extents, reduces_last_axis
 from .loops import allocated, loop, vector
 
 _VECTORS = 4  # of partial results: hides the latency of a comparison and a choice
@@ -63,7 +63,8 @@ class _ArgReduction:
         self.shape = extents(op)
         self.lengths = [as_int(a.extent) for a in op.reduce_axis]
         self.total = math.prod(self.lengths)
-        self.side_by_side = bool(self.shape) and self.shape[-1] >= lanes
+        neighbours = bool(self.shape) and self.shape[-1] >= lanes
+        self.side_by_side = neighbours and not reduces_last_axis(op)
         most = self.shape[-1] if self.side_by_side else self.total
         self.width = min(_VECTORS * lanes, most)
         tasks = math.prod(self.shape) // (self.width if self.side_by_side else 1)

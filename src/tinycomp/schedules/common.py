@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..ir.expr import Call, Var, as_int
+from ..ir.expr import Call, Load, Var, as_int, variables
 from ..ir.node import postorder
 from ..target import Target
 from ..te.tensor import ComputeOp, Tensor, is_reduction, topological
@@ -66,6 +66,19 @@ def extent_of(stage: Stage, axis: Var) -> int:
 
 def extents(op: ComputeOp) -> list[int]:
     return [as_int(a.extent) for a in op.axis]
+
+
+def reduces_last_axis(op: ComputeOp) -> bool:
+    """Whether the reduction runs along memory: its axis is in the last index of what it reads,
+    and the last axis of the result is not."""
+    reduced = {a.var for a in op.reduce_axis}
+    last = op.axis[-1].var if op.axis else None
+    for load in postorder(op.body):
+        if isinstance(load, Load) and load.indices:
+            found = set(variables(load.indices[-1]))
+            if found & reduced and last not in found:
+                return True
+    return False
 
 
 def vectorize_last(stage: Stage, axis: Var, lanes: int, unroll: int = 1) -> Var | None:
