@@ -110,6 +110,11 @@ def test_inspect_both_kinds_of_file(model, capsys):
     assert "def fused" in capsys.readouterr().out
 
 
+def test_inspect_sass_is_for_gpus(model, capsys):
+    assert run("inspect", model, "--sass") == 1
+    assert "--sass is for GPUs\n  hint: add --target cuda" in capsys.readouterr().err
+
+
 def test_inspect_registers(model, capsys):
     assert run("inspect", model, "--registers") == 0
     assert "no vector registers are spilled" in capsys.readouterr().out
