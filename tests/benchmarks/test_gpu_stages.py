@@ -87,6 +87,17 @@ def test_cases_run_without_a_gpu(stages, compiler, stage):
         assert row.get("engine") != "tinycomp" or "failed" not in row
 
 
+def test_a_dry_run_is_marked_and_beside_real_results(stages, compiler, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parents[1] / "src"))
+    assert stages.main(["smoke", "--only", "function/exp", "--dry"]) == 0
+    assert not (tmp_path / "smoke.json").exists()
+    found = json.loads((tmp_path / "smoke_dry.json").read_text())
+    assert found["dry"]
+    (row,) = found["rows"]
+    assert row["dry"]
+    assert row["ok"]
+
+
 @pytest.mark.parametrize("stage", ["gemm", "conv"])
 def test_cases_compile_at_their_real_sizes(stages, compiler, stage):
     harness = importlib.import_module("harness")

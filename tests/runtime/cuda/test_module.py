@@ -48,7 +48,8 @@ def fork(chains=3, links=4):
             lines.append(f"v{c}_{i + 1} = Sub(x, m{c}_{i})")
     lines.append(f"z = Sum({', '.join(f'v{c}_{links}' for c in range(chains))})")
     inputs = ", ".join(["float[6, 4] x", *(f"float[4] y{c}" for c in range(chains))])
-    return f"g ({inputs}) => (float[6, 4] z) <int64[1] a0 = {{0}}, int64[1] a1 = {{1}}> {{ {' '.join(lines)} }}"
+    constants = "int64[1] a0 = {0}, int64[1] a1 = {1}"
+    return f"g ({inputs}) => (float[6, 4] z) <{constants}> {{ {' '.join(lines)} }}"
 
 
 SUM = "g (float[n, 3] x) => (float[n, 3] y) { e = Exp(x) y = Add(e, x) }"
