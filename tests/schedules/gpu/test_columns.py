@@ -69,7 +69,7 @@ AXES = [
 def test_normalisations_of_any_axes_are_one_kernel(make, shape, axes):
     func = kit.check(make(axes), (shape, F), rtol=1e-4, atol=1e-5)
     assert PLAIN not in func.attrs
-    (launch,) = kit.find_accesses(func)
+    assert len(kit.find_accesses(func)) == 1
 
 
 def test_an_affine_normalisation_over_channels():
