@@ -45,15 +45,17 @@ def test_simulation_equals_numpy(bind):
     assert "threadIdx.x" in f.get_source("tir")
 
 
-def test_symbolic_sizes_are_compiled_when_seen():
-    f = tinycomp.build(*doubled(te.size_var("n")), target="cuda -arch=sm_80", name="twice")
-    with pytest.raises(TinycompError, match="has symbolic dimensions"):
+def test_specialized_sizes_are_compiled_when_seen():
+    args = doubled(te.size_var("n"))
+    f = tinycomp.build(*args, target="cuda -arch=sm_80", name="twice", specialize=True)
+    with pytest.raises(TinycompError, match="is specialized"):
         f.get_source()
     for n in (1, 127, 300):
         a, b = np.ones(n, np.float32), np.empty(n, np.float32)
         f.simulate(a, b)
         assert (b == 2).all()
         assert f.launches[0].grid[0] == -(-n // 128)
+        assert "int n" not in f.get_source()
 
 
 def test_arguments_are_checked():

@@ -108,22 +108,24 @@ def test_dlpack():
     np.testing.assert_array_equal(y, x * 2)
 
 
-def test_symbolic_dimensions_and_scalars():
+@pytest.mark.parametrize("specialize", [False, True])
+def test_symbolic_sizes_and_scalars(specialize):
     n, alpha = te.var("n"), te.var("alpha", "float32")
     a = te.placeholder((n, 3), name="A")
     b = te.compute((n * 2, 3), lambda i, j: a[i // 2, j] * alpha, name="B")
     s = te.create_schedule(b)
     _, inner = s[b].split(b.op.axis[0], factor=4)
     s[b].unroll(inner)
-    f = tinycomp.build(s, [n, alpha, a, b])
+    f = tinycomp.build(s, [n, alpha, a, b], specialize=specialize)
     assert "n" in f.get_source("tir")
-    with pytest.raises(TinycompError, match="call it once"):
-        f.get_source("ll")
+    if specialize:
+        with pytest.raises(TinycompError, match="call it once"):
+            f.get_source("ll")
     for size in (1, 3, 8, 3, 0):
         x, y = random(size, 3), np.empty((size * 2, 3), "float32")
         f(size, 1.5, x, y)
         np.testing.assert_array_equal(y, np.repeat(x, 2, 0) * np.float32(1.5))
-    assert "define" in f.get_source("ll")
+    assert ("i64 %n0" in f.get_source("ll")) != specialize
     with pytest.raises(InputError, match="makes n = 3"):
         f(4, 1.0, random(3, 3), np.empty((6, 3), "float32"))
     with pytest.raises(InputError, match=r"expected \[6, 3\]"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from .codegen.cuda.access import LaunchAccess, find_accesses
-from .codegen.cuda.emit import CudaKernel, emit_cuda
+from .codegen.cuda.emit import CudaKernel, SymbolicKernel, emit_symbolic, fits_int
+from .codegen.cuda.limits import check_launch
 from .codegen.cuda.nvrtc import Cubin, Resources, compile_cuda
 from .diagnostics import TinycompError
 from .ir.expr import Var
@@ -20,14 +22,19 @@ from .runtime.signature import Signature, bind_host
 from .target import Target
 from .tir.gpu_executor import run as execute
 from .tir.nodes import PrimFunc
+from .tir.specialize import specialize_sizes
+
+_MOST_CALLS = 1024  # sets of sizes whose launches are remembered
 
 
 class LoweredKernel(Protocol):
     """The part of `driver.Lowered` that is needed here."""
 
     target: Target
-    func: PrimFunc
     sizes: Any
+
+    @property
+    def func(self) -> PrimFunc: ...
 
     @property
     def signature(self) -> Signature: ...
@@ -38,8 +45,9 @@ class LoweredKernel(Protocol):
 class CudaFunction:
     """A kernel in CUDA C++: to read, to compile, to check on the CPU, and to run.
 
-    Symbolic dimensions take their values from the shapes of the arrays; each set of sizes is
-    compiled on its own.
+    Symbolic sizes take their values from the shapes of the arrays. The code is for all of them: it
+    takes `int n`, and, where indices of a call might not fit an int, is compiled once more with
+    `long long n`. With `specialize`, each set of sizes is compiled on its own.
 
     >>> import numpy as np
     >>> from tinycomp import te, build
@@ -58,17 +66,22 @@ class CudaFunction:
     ((8, 1, 1), (128, 1, 1))
     """
 
-    def __init__(self, lowered: LoweredKernel, driver: Driver | None = None) -> None:
+    def __init__(
+        self, lowered: LoweredKernel, driver: Driver | None = None, specialize: bool = False
+    ) -> None:
         self.lowered, self.target = lowered, lowered.target
         self._driver = driver  # tests pass one; else this machine's is opened by the first call
-        self._loaded: dict[tuple[int, ...], DeviceKernel] = {}
         self.signature = lowered.signature
         self.name = self.signature.name
-        self._kernels: dict[tuple[int, ...], CudaKernel] = {}
-        self._cubins: dict[tuple[int, ...], Cubin] = {}
-        self._last: tuple[int, ...] | None = None
+        self._specialize = specialize and bool(lowered.sizes)
+        self._codes: dict[Any, _Code] = {}  # by sizes if specialized, else by whether it is wide
+        self._calls: dict[tuple[int, ...], _Call] = {}
+        self._fits: dict[tuple[int, ...], bool] = {}
+        self._last: _Call | None = None
         if not lowered.sizes:
-            self._kernel({})  # a schedule that the architecture cannot run is refused now
+            self._call({})  # a schedule that the architecture cannot run is refused now
+        elif not self._specialize:
+            self._code(False)
 
     def __call__(self, *arguments: Any, stream: Any = 0) -> None:
         """Run on the GPU, on arrays on the device or on NumPy arrays; outputs among them.
@@ -84,12 +97,15 @@ class CudaFunction:
         """
         if any(isinstance(a, np.ndarray) for a in arguments):
             sizes, arrays = bind_host(self.signature, arguments)
-            self._device_kernel(sizes).run_on_host(arrays, self.signature.num_outputs)
+            call = self._call(sizes)
+            outputs = self.signature.num_outputs
+            self._on_device(call).run_on_host(arrays, outputs, call.kernel)
             return
-        kernel, addresses = self._device_arguments(arguments)
-        kernel.launch(addresses, stream_handle(stream))
-        if kernel.kernel.can_fail:
-            kernel.finish(stream_handle(stream))
+        call, addresses = self._device_arguments(arguments)
+        device = self._on_device(call)
+        device.launch(addresses, stream_handle(stream), call.kernel)
+        if call.kernel.can_fail:
+            device.finish(stream_handle(stream))
 
     def time_evaluator(
         self, number: int = 10, repeat: int = 10, flush_cache: bool = False
@@ -103,8 +119,9 @@ class CudaFunction:
             raise TinycompError("time_evaluator: number and repeat must be at least 1")
 
         def evaluate(*arguments: Any) -> TimeResult:
-            kernel, addresses = self._device_arguments(arguments)
-            return kernel.measure(addresses, number, repeat, flush_cache)
+            call, addresses = self._device_arguments(arguments)
+            device = self._on_device(call)
+            return device.measure(addresses, number, repeat, flush_cache, call.kernel)
 
         return evaluate
 
@@ -112,18 +129,21 @@ class CudaFunction:
         """The code as "tir" (the program of one thread) or "cuda" (CUDA C++).
 
         Raises:
-            TinycompError: unknown form, or symbolic sizes before a first call.
+            TinycompError: unknown form, or specialised code before a first call.
         """
         if form == "tir":
             return str(self.lowered)
         if form != "cuda":
             raise TinycompError(f"unknown form {form!r}", hint='use "tir" or "cuda"')
-        return self._current().source
+        return self._current().symbolic.source
 
     @property
     def launches(self) -> Sequence[Any]:
-        """The kernel launches of a call, with their grids, blocks and shared memory."""
-        return self._current().launches
+        """The kernel launches of the last call, with their grids, blocks and shared memory; before
+        a first one those of symbolic sizes have expressions in them."""
+        if self._last is None:
+            return self._current().symbolic.launches
+        return self._last.kernel.launches
 
     @property
     def resources(self) -> Mapping[str, Resources]:
@@ -137,19 +157,31 @@ class CudaFunction:
     @property
     def cubin(self) -> Cubin:
         """The machine code; no GPU is needed to make it. Raises as `resources`."""
-        kernel = self._current()
-        assert self._last is not None
-        if self._last not in self._cubins:
-            compiled = compile_cuda(kernel.source, self.target.arch, f"{self.name}.cu")
-            self._cubins[self._last] = compiled
-        return self._cubins[self._last]
+        code = self._current()
+        if code.cubin is None:
+            source = code.symbolic.source
+            code.cubin = compile_cuda(source, self.target.arch, f"{self.name}.cu")
+        return code.cubin
 
     @property
     def accesses(self) -> Sequence[LaunchAccess]:
-        """How the threads of each launch touch memory: sectors and bank conflicts per access."""
-        self._current()
-        sizes = dict(zip(self.lowered.sizes, self._last or (), strict=True))
-        return find_accesses(self.lowered.at(sizes))
+        """How the threads of each launch touch memory: sectors and bank conflicts per access; with
+        symbolic sizes, in the last call."""
+        if self._last is None:
+            sizes = ", ".join(f"{v.name}=..." for v in self.lowered.sizes)
+            raise TinycompError(
+                f"{self.name} has symbolic sizes, which no call has given yet",
+                hint=f"accesses_at({sizes})",
+            )
+        return find_accesses(specialize_sizes(self._last.code.func, self._last.sizes))
+
+    def accesses_at(self, **sizes: int) -> Sequence[LaunchAccess]:
+        """`accesses` for given values of the symbolic sizes, by their names."""
+        names = {v.name: v for v in self.lowered.sizes}
+        if names.keys() != sizes.keys():
+            raise TinycompError(f"the sizes of {self.name} are {list(names)}, got {list(sizes)}")
+        self._call({names[name]: value for name, value in sizes.items()})
+        return self.accesses
 
     def simulate(self, *arguments: Any) -> None:
         """Run the program of the threads on the CPU, on NumPy arrays, and look for mistakes.
@@ -161,32 +193,89 @@ class CudaFunction:
             ExecutionError: the data made an index out of range.
         """
         sizes, arrays = bind_host(self.signature, arguments)
-        self._kernel(sizes)
-        execute(self.lowered.at(sizes), [np.asarray(a) for a in arrays])
+        call = self._call(sizes)
+        execute(call.code.func, [np.asarray(a) for a in arrays], sizes=sizes)
 
-    def _device_arguments(self, arguments: Sequence[Any]) -> tuple[DeviceKernel, list[int]]:
+    def _device_arguments(self, arguments: Sequence[Any]) -> tuple[_Call, list[int]]:
         sizes, views = self.signature.bind(arguments, DeviceView)
-        return self._device_kernel(sizes), [view.address for view in views]
+        return self._call(sizes), [view.address for view in views]
 
-    def _device_kernel(self, sizes: dict[Var, int]) -> DeviceKernel:
-        kernel = self._kernel(sizes)
-        assert self._last is not None
-        if self._last not in self._loaded:
+    def _on_device(self, call: _Call) -> DeviceKernel:
+        if call.code.device is None:
             driver = self._driver or open_driver()
-            self._loaded[self._last] = DeviceKernel(kernel, self.cubin, driver)
-        return self._loaded[self._last]
+            call.code.device = DeviceKernel(call.kernel, self.cubin, driver)
+        return call.code.device
 
-    def _kernel(self, sizes: dict[Var, int]) -> CudaKernel:
+    def _call(self, sizes: dict[Var, int]) -> _Call:
+        """What is launched for these sizes.
+
+        Raises:
+            ScheduleError: the grid is over the limits of the architecture.
+        """
         key = tuple(sizes[v] for v in self.lowered.sizes)
-        if key not in self._kernels:
-            self._kernels[key] = emit_cuda(self.lowered.at(sizes), self.target.arch)
-        self._last = key
-        return self._kernels[key]
+        call = self._calls.get(key)
+        if call is None:
+            code = self._code(key if self._specialize else not self._fits_int(key))
+            known = dict(zip(self.lowered.sizes, key, strict=True))
+            call = _Call(code, known, code.symbolic.at(known))
+            for launch in call.kernel.launches:
+                check_launch(launch, self.target.arch, code.func.span)
+            if len(self._calls) >= _MOST_CALLS:
+                self._calls.clear()
+            self._calls[key] = call
+        self._last = call
+        return call
 
-    def _current(self) -> CudaKernel:
-        if self._last is None:
+    def _code(self, key: Any) -> _Code:
+        if key not in self._codes:
+            if self._specialize:
+                func = self.lowered.at(dict(zip(self.lowered.sizes, key, strict=True)))
+            else:
+                func = self.lowered.func
+            wide = key is True
+            self._codes[key] = _Code(func, emit_symbolic(func, self.target.arch, wide=wide))
+        return self._codes[key]
+
+    def _fits_int(self, sizes: tuple[int, ...]) -> bool:
+        """Whether indices of a call fit an int; asked for powers of two, so seldom."""
+        if not sizes:
+            return True
+        return any(
+            self._fits_up_to(bounds)
+            for bounds in (tuple((1 << n.bit_length()) - 1 for n in sizes), sizes)
+        )
+
+    def _fits_up_to(self, bounds: tuple[int, ...]) -> bool:
+        if bounds not in self._fits:
+            known = dict(zip(self.lowered.sizes, bounds, strict=True))
+            self._fits[bounds] = fits_int(self.lowered.func, known)
+        return self._fits[bounds]
+
+    def _current(self) -> _Code:
+        if self._last is not None:
+            return self._last.code
+        if self._specialize:
             raise TinycompError(
-                f"{self.name} has symbolic dimensions and is compiled for each size when called",
+                f"{self.name} is specialized: it is compiled for each set of sizes when called",
                 hint="call it or simulate() once; the code of the last size compiled is shown",
             )
-        return self._kernels[self._last]
+        return self._code(False)
+
+
+@dataclass
+class _Code:
+    """One source, with what is made of it when it is needed."""
+
+    func: PrimFunc
+    symbolic: SymbolicKernel
+    cubin: Cubin | None = None
+    device: DeviceKernel | None = None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The code and the launches for some sizes."""
+
+    code: _Code
+    sizes: dict[Var, int]
+    kernel: CudaKernel

@@ -25,7 +25,7 @@ from .codegen.llvm import KernelIR, assembly, emit_kernel
 from .config import Config
 from .cuda_function import CudaFunction
 from .diagnostics import InputError, TinycompError
-from .ir.expr import Expr, Load, Var, const
+from .ir.expr import Load, Var, const
 from .runtime.artifact import foreign_reason
 from .runtime.cuda.driver import choose_target
 from .runtime.function import NativeKernel, TimeResult, measure
@@ -37,7 +37,7 @@ from .tir.lower import lower as lower_func
 from .tir.lower_gpu import lower_gpu
 from .tir.nodes import Buffer, PrimFunc
 from .tir.schedule import Schedule
-from .tir.specialize import free_variables, specialize
+from .tir.specialize import specialize, specialize_sizes
 
 Argument = Tensor | Var
 
@@ -47,8 +47,6 @@ class Lowered:
 
     Attributes:
         scheduled: the function with its blocks, as the schedule left it.
-        func: the plain loops that code generation takes. With symbolic dimensions this is
-            `scheduled`: each set of sizes is lowered on its own when it is first called.
         arguments: for each argument of a call, its parameter, or the symbolic size it gives.
     """
 
@@ -56,21 +54,25 @@ class Lowered:
         self, scheduled: PrimFunc, arguments: Sequence[Buffer | Var], target: Target
     ) -> None:
         self.scheduled, self.arguments, self.target = scheduled, tuple(arguments), target
-        self.sizes = free_variables(scheduled)
-        self.func = scheduled if self.sizes else lower_for(scheduled, target)
+        self.sizes = scheduled.sizes
+        self._func: PrimFunc | None = None
+
+    @property
+    def func(self) -> PrimFunc:
+        """The plain loops that code generation takes, for any values of the symbolic sizes."""
+        if self._func is None:
+            self._func = lower_for(self.scheduled, self.target)
+        return self._func
 
     @property
     def signature(self) -> Signature:
         """What the arguments of a call mean."""
         func = self.scheduled
-        return Signature(func.name, self.arguments, func.params, func.num_outputs)
+        return Signature(func.name, self.arguments, func.params, func.num_outputs, func.sizes)
 
     def at(self, sizes: dict[Var, int]) -> PrimFunc:
-        """The plain loops for given values of the symbolic dimensions."""
-        if not self.sizes:
-            return self.func
-        values: dict[Var, Expr] = {v: const(n, v.dtype) for v, n in sizes.items()}
-        return lower_for(specialize(self.scheduled, values), self.target)
+        """The plain loops made anew for given values of the symbolic sizes."""
+        return lower_for(specialize_sizes(self.scheduled, sizes), self.target)
 
     def __str__(self) -> str:
         return str(self.func)
@@ -105,8 +107,7 @@ def lower(
         TinycompError: an argument is missing, given twice, or no input or output.
     """
     func = replace(schedule.func, name=name)
-    sizes = set(free_variables(func))
-    scalars = [a for a in args if isinstance(a, Var) and a not in sizes]
+    scalars = [a for a in args if isinstance(a, Var) and a not in func.sizes]
     parameters: dict[Var, Buffer] = {v: Buffer(v.name, (const(1),), v.dtype) for v in scalars}
     if scalars:
         zero = (const(0),)
@@ -161,6 +162,7 @@ def build(
     name: str = "main",
     *,
     num_threads: int | None = None,
+    specialize: bool = False,
 ) -> Function | CudaFunction:
     """Compile a schedule to a function `f(*arrays)` that writes its outputs in place.
 
@@ -171,9 +173,12 @@ def build(
             "cuda", "cuda -arch=sm_90a": see `CudaFunction`.
         num_threads: threads of parallel loops; default: `TINYCOMP_NUM_THREADS`, else the cores
             that this process may use.
+        specialize: with symbolic sizes (`te.var`), compile anew for each set of sizes that calls
+            bring, with all guards on them decided; otherwise one code takes any sizes.
 
     Raises:
         TinycompError: args do not fit the schedule, or the target cannot be compiled for.
+        ScheduleError: the schedule needs a size to be known that is symbolic.
     """
     target = schedule.target if isinstance(schedule, Lowered) else choose_target(target)
     if not isinstance(schedule, Lowered):
@@ -181,25 +186,26 @@ def build(
             raise TinycompError("build needs args: the inputs and outputs in the order of a call")
         schedule = lower(schedule, args, name, target=target)
     if target.kind == "cuda":
-        return CudaFunction(schedule)
+        return CudaFunction(schedule, specialize=specialize)
     threads = num_threads or Config.from_environment().num_threads or default_num_threads()
-    return Function(schedule, threads)
+    return Function(schedule, threads, specialize)
 
 
 class Function:
     """A compiled kernel; made by `build`.
 
-    Symbolic dimensions take their values from the shapes of the arrays; each new set of sizes is
-    compiled at its first call.
+    Symbolic sizes take their values from the shapes of the arrays. The code is for all of them, or,
+    with `specialize`, made anew for each new set of sizes.
     """
 
-    def __init__(self, lowered: Lowered, num_threads: int) -> None:
+    def __init__(self, lowered: Lowered, num_threads: int, specialize: bool = False) -> None:
         self.lowered, self.target, self.num_threads = lowered, lowered.target, num_threads
-        self.name = lowered.func.name
+        self.signature = lowered.signature
+        self.name = self.signature.name
+        self._specialize = specialize and bool(lowered.sizes)
         self._kernels: dict[tuple[int, ...], NativeKernel] = {}
         self._ir: KernelIR | None = None
-        self.signature = lowered.signature
-        if not lowered.sizes:
+        if not self._specialize:
             self._ir = emit_kernel(lowered.func, self.target)
             if not foreign_reason(self.target):
                 self._kernels[()] = NativeKernel(self._ir, self.target, num_threads)
@@ -218,8 +224,8 @@ class Function:
             InputError: an argument does not fit.
             ExecutionError: the data made an index out of range.
         """
-        kernel, arrays = self._prepare(arguments)
-        kernel.call(arrays)
+        kernel, arrays, sizes = self._prepare(arguments)
+        kernel.call(arrays, 1, sizes)
 
     def time_evaluator(
         self,
@@ -241,8 +247,8 @@ class Function:
             raise TinycompError("time_evaluator: number and repeat must be at least 1")
 
         def evaluate(*arguments: Any) -> TimeResult:
-            kernel, arrays = self._prepare(arguments)
-            return measure(kernel, arrays, number, repeat, min_repeat_ms, flush_cache)
+            kernel, arrays, sizes = self._prepare(arguments)
+            return measure(kernel, arrays, sizes, number, repeat, min_repeat_ms, flush_cache)
 
         return evaluate
 
@@ -250,7 +256,7 @@ class Function:
         """The code as "tir" (loops), "ll" (LLVM IR) or "asm".
 
         Raises:
-            TinycompError: unknown form, or machine code of symbolic sizes before a first call.
+            TinycompError: unknown form, or specialised code before a first call.
         """
         if form == "tir":
             return str(self.lowered)
@@ -258,7 +264,7 @@ class Function:
             raise TinycompError(f"unknown form {form!r}", hint='use "tir", "ll" or "asm"')
         if self._ir is None:
             raise TinycompError(
-                f"{self.name} has symbolic dimensions and is compiled for each size when called",
+                f"{self.name} is specialized: it is compiled for each set of sizes when called",
                 hint="call it once; the code of the last size compiled is shown",
             )
         return self._ir.llvm_text if form == "ll" else assembly(self._ir.llvm_text, self.target)
@@ -267,17 +273,22 @@ class Function:
         """Vector registers that the machine code moves to the stack and back inside loops."""
         return find_spills(self.get_source("asm"))
 
-    def _prepare(self, arguments: Sequence[Any]) -> tuple[NativeKernel, list[np.ndarray]]:
+    def _prepare(
+        self, arguments: Sequence[Any]
+    ) -> tuple[NativeKernel, list[np.ndarray], tuple[int, ...]]:
+        """The kernel for some arguments, and what it takes: arrays, and sizes."""
         reason = foreign_reason(self.target)
         if reason:
             raise InputError(f"{self.name} is compiled for {reason}", hint="only look at its code")
         sizes, arrays = bind_host(self.signature, arguments)
         key = tuple(sizes[v] for v in self.lowered.sizes)
+        if not self._specialize:
+            return self._kernels[()], arrays, key
         kernel = self._kernels.get(key)
         if kernel is None:
             self._ir = emit_kernel(self.lowered.at(sizes), self.target)
             kernel = self._kernels[key] = NativeKernel(self._ir, self.target, self.num_threads)
-        return kernel, arrays
+        return kernel, arrays, ()
 
 
 __all__ = ["CudaFunction", "Function", "Lowered", "TimeResult", "build", "lower"]

@@ -1,6 +1,6 @@
 """Where intermediate buffers lie in the workspace of a kernel."""
 
-from tinycomp.codegen.statements import plan_workspace
+from tinycomp.codegen.workspace import plan_workspace
 from tinycomp.dtype import DType
 from tinycomp.ir.expr import Var, const
 from tinycomp.tir.nodes import Alloc, Buffer, For, ForKind, Seq, Store

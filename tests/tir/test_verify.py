@@ -33,7 +33,8 @@ def test_accepts_siblings_that_reuse_a_variable():
 def test_accepts_symbolic_dimensions():
     n = Var("n")
     out = Buffer("out", (n,), DType.FLOAT32)
-    verify(PrimFunc("f", (out,), 1, For(I, const(0), n, Store(out, (I,), ONE))))
+    loop = For(I, const(0), n, Store(out, (I,), ONE))
+    verify(PrimFunc("f", (out,), 1, loop, sizes=(n,)))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,6 @@ from ..ir.expr import (
     ReduceLanes,
     Select,
     Var,
-    as_int,
     cast,
     const,
     is_const,
@@ -66,7 +65,7 @@ def access_of(buffer: Any, indices: tuple[Expr, ...]) -> Access:
     """The row-major position of an element, and how its lanes are spread."""
     linear: Expr = const(0)
     for index, extent in zip(indices, buffer.shape, strict=True):
-        linear = linear * const(as_int(extent)) + _as_int64(index)
+        linear = linear * extent + _as_int64(index)
     if isinstance(linear, Broadcast):
         return Access(linear.value, 1, False)
     if isinstance(linear, Ramp) and is_const(linear.stride, 0):
@@ -223,7 +222,7 @@ class ExprEmitter:
         if node.op in _DIVISIONS and isinstance(divisor, IntImm):
             return (node.a,), lambda: arithmetic.divide_by_constant(
                 self.b, node.op, dtype, self._values[node.a], divisor.value,
-                self._is_non_negative(node.a),
+                self.is_non_negative(node.a),
             )  # fmt: skip
         emit = arithmetic.divide if dtype.is_int and node.op in _DIVISIONS else arithmetic.binary
         return (node.a, node.b), lambda: emit(
@@ -373,7 +372,8 @@ class ExprEmitter:
         """Whether evaluating needlessly is wrong or slow: loads, checks, elementary functions."""
         return fold(expr, _costly_step, self._costly)
 
-    def _is_non_negative(self, expr: Expr) -> bool:
+    def is_non_negative(self, expr: Expr) -> bool:
+        """Whether an index is not negative, by its form."""
         return fold(expr, self._non_negative_step, self._non_negative)
 
     def _non_negative_step(self, node: Expr, children: list[bool]) -> bool:

@@ -22,28 +22,56 @@ from dataclasses import dataclass
 import llvmlite.binding as binding
 
 from ..diagnostics import InternalError
+from ..ir.expr import Var, as_expr, as_int
 from ..target import Target
 from ..tir.nodes import For, ForKind, PrimFunc
+from ..tir.sizes import evaluate
 from ..tir.tree import statements
 from .builder import ModuleBuilder
 from .machine import target_machine
-from .statements import emit_kernel_body, plan_workspace
+from .statements import emit_kernel_body
+from .workspace import Bytes, plan_workspace
 
 
 @dataclass(frozen=True, slots=True)
 class KernelIR:
     """A kernel as LLVM text, and what its caller must provide.
 
-    The kernel takes a workspace pointer, 64-byte aligned, if either size is positive; the
-    workspace has `workspace_bytes + num_threads * workspace_bytes_per_thread` bytes.
+    The kernel takes the values of `sizes`, and a workspace pointer, 64-byte aligned, if
+    `has_workspace`.
+
+    Attributes:
+        sizes: the symbolic sizes of the function.
+        shared, private: bytes of the workspace, once and for each thread; over `sizes`.
     """
 
     name: str
     llvm_text: str
-    workspace_bytes: int
-    workspace_bytes_per_thread: int
+    shared: Bytes
+    private: Bytes
     can_fail: bool
     is_threaded: bool
+    sizes: tuple[Var, ...] = ()
+
+    @property
+    def workspace_bytes(self) -> int:
+        """`shared` of a kernel without symbolic sizes."""
+        return as_int(as_expr(self.shared))
+
+    @property
+    def workspace_bytes_per_thread(self) -> int:
+        """`private` of a kernel without symbolic sizes."""
+        return as_int(as_expr(self.private))
+
+    @property
+    def has_workspace(self) -> bool:
+        return self.shared != 0 or self.private != 0
+
+    def workspace_at(self, sizes: Sequence[int], num_threads: int) -> int:
+        """Bytes of the workspace in a call with these values of the sizes."""
+        values = dict(zip(self.sizes, sizes, strict=True))
+        shared, private = (evaluate(as_expr(n), values) for n in (self.shared, self.private))
+        return shared + num_threads * private
 
 
 def emit_kernel(func: PrimFunc, target: Target) -> KernelIR:
@@ -66,6 +94,7 @@ def emit_kernel(func: PrimFunc, target: Target) -> KernelIR:
         workspace.private_bytes,
         can_fail,
         any(isinstance(s, For) and s.kind is ForKind.PARALLEL for s in statements(func.body)),
+        func.sizes,
     )
 
 

@@ -9,8 +9,9 @@ The runtime state `rt` is one block of memory per running call of a model:
 | 16 | ptr | pool | the thread pool, or null to run everything on the caller |
 | 24 | i64 | pid | process id, stored by `tinycomp_pool_enter` |
 
-Kernel: `void name(ptr rt, ptr p0, ..., ptr pn[, ptr workspace])`. The workspace has
-`workspace_bytes + num_threads * workspace_bytes_per_thread` bytes, 64-byte aligned.
+Kernel: `void name(ptr rt, ptr p0, ..., ptr pn[, i64 n0, ...][, ptr workspace])`: parameters, values
+of symbolic sizes (models have none), and the workspace of `KernelIR.workspace_at` bytes, 64-byte
+aligned.
 """
 
 from __future__ import annotations

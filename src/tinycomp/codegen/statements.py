@@ -29,14 +29,12 @@ from ..ir.expr import (
 )
 from ..ir.node import fold, preorder
 from ..te.evaluate_expr import BINARY
-from ..tir.nodes import Alloc, Buffer, Evaluate, For, ForKind, If, PrimFunc, Scope, Seq, Stmt, Store
+from ..tir.nodes import Alloc, Buffer, Evaluate, For, ForKind, If, PrimFunc, Seq, Stmt, Store
 from . import memory
 from .builder import ELEMENT, FunctionBuilder, ModuleBuilder, Value, literal
 from .expressions import Bindings, ExprEmitter, access_of
 from .runtime_abi import PARALLEL_FOR
-
-STACK_LIMIT = 256 * 1024
-"""Bytes up to which a LOCAL buffer is put on the stack, later into registers if it can be."""
+from .workspace import Bytes, Workspace, on_stack
 
 
 def only_lane(predicate: Expr | None) -> int | None:
@@ -74,66 +72,6 @@ def _constant_lanes(node: Any, parts: list[Any]) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Workspace:
-    """Byte offsets of the buffers that a kernel keeps in memory, shared or one copy per thread."""
-
-    shared: dict[Buffer, int]
-    private: dict[Buffer, int]
-    shared_bytes: int
-    private_bytes: int
-
-    @property
-    def is_empty(self) -> bool:
-        return not self.shared_bytes and not self.private_bytes
-
-
-def buffer_bytes(buffer: Buffer) -> int:
-    return math.prod(as_int(d) for d in buffer.shape) * buffer.dtype.itemsize
-
-
-def on_stack(buffer: Buffer) -> bool:
-    return buffer.scope is Scope.LOCAL and buffer_bytes(buffer) <= STACK_LIMIT
-
-
-def plan_workspace(body: Stmt) -> Workspace:
-    """Offsets for every buffer that is not on the stack.
-
-    Buffers that exist at the same time never overlap, so that accesses to different ones commute;
-    those of statements that run one after the other take the same place.
-    """
-    together: tuple[dict[Buffer, set[Buffer]], dict[Buffer, set[Buffer]]] = ({}, {})
-    work: list[tuple[Stmt, bool, tuple[Buffer, ...]]] = [(body, False, ())]
-    while work:
-        stmt, private, around = work.pop()
-        if isinstance(stmt, Alloc) and not on_stack(stmt.buffer):
-            together[private].setdefault(stmt.buffer, set()).update(around)
-            around = (*around, stmt.buffer)
-        private = private or (isinstance(stmt, For) and stmt.kind is ForKind.PARALLEL)
-        work.extend((c, private, around) for c in reversed(stmt.children()) if isinstance(c, Stmt))
-    shared, private_ = _placed(together[False]), _placed(together[True])
-    return Workspace(shared, private_, _end(shared), _end(private_))
-
-
-def _placed(together: dict[Buffer, set[Buffer]]) -> dict[Buffer, int]:
-    """For each buffer the lowest offset at which it overlaps none that exists together with it."""
-    offsets: dict[Buffer, int] = {}
-    for buffer, around in together.items():
-        rivals = [b for b in offsets if b in around or buffer in together[b]]
-        start, size = 0, _end({buffer: 0})
-        for rival in sorted(rivals, key=lambda b: offsets[b]):
-            if start + size <= offsets[rival]:
-                break
-            start = max(start, _end({rival: offsets[rival]}))
-        offsets[buffer] = start
-    return offsets
-
-
-def _end(offsets: dict[Buffer, int]) -> int:
-    """The first byte after all buffers, a multiple of 64."""
-    return max((at + -(-buffer_bytes(b) // 64) * 64 for b, at in offsets.items()), default=0)
-
-
-@dataclass(frozen=True, slots=True)
 class OutlinedLoop:
     """A parallel loop whose body is still to be emitted as function `name`."""
 
@@ -144,10 +82,11 @@ class OutlinedLoop:
     non_negative: frozenset[Var]
 
 
-def captures(loop: For) -> tuple[tuple[Var, ...], tuple[Buffer, ...]]:
-    """The variables and buffers that a loop uses but does not define."""
+def captures(loop: For, sizes: tuple[Var, ...] = ()) -> tuple[tuple[Var, ...], tuple[Buffer, ...]]:
+    """The variables and buffers that a loop uses but does not define; all sizes, as any shape may
+    depend on them."""
     defined: set[Any] = {loop.var}
-    used: dict[Any, None] = {}
+    used: dict[Any, None] = dict.fromkeys(sizes)
     for node in preorder(loop.body):
         if isinstance(node, For):
             defined.add(node.var)
@@ -171,10 +110,15 @@ class StatementEmitter:
     """Emits the statements of one native function."""
 
     def __init__(
-        self, b: FunctionBuilder, bindings: Bindings, workspace: Workspace, is_outlined: bool
+        self,
+        b: FunctionBuilder,
+        bindings: Bindings,
+        workspace: Workspace,
+        sizes: tuple[Var, ...],
+        is_outlined: bool,
     ) -> None:
         self.b, self.bindings, self.workspace = b, bindings, workspace
-        self.is_outlined = is_outlined
+        self.sizes, self.is_outlined = sizes, is_outlined
         self.outlined: list[OutlinedLoop] = []
         self.expressions = ExprEmitter(b, bindings)
 
@@ -237,8 +181,7 @@ class StatementEmitter:
         first = self.expressions.evaluate(loop.min)
         extent = self.expressions.evaluate(loop.extent)
         end = b.op("add", first, extent)
-        start_is_known = isinstance(loop.min, IntImm) and loop.min.value >= 0
-        if start_is_known or loop.min in self.bindings.non_negative:
+        if self.expressions.is_non_negative(loop.min):
             self.bindings.non_negative.add(loop.var)
         self._counted(loop, first, end, work)
 
@@ -276,7 +219,7 @@ class StatementEmitter:
     def share_of_loop(self, loop: For, begin: Value, end: Value) -> None:
         """The iterations [begin, end) of a parallel loop, counted from 0."""
         first = self.expressions.evaluate(loop.min)
-        if isinstance(loop.min, IntImm) and loop.min.value >= 0:
+        if self.expressions.is_non_negative(loop.min):
             self.bindings.non_negative.add(loop.var)
         work: list[Any] = []
         self._counted(loop, self.b.op("add", first, begin), self.b.op("add", first, end), work)
@@ -310,10 +253,14 @@ class StatementEmitter:
         if on_stack(buffer):
             count = max(1, math.prod(as_int(d) for d in buffer.shape))
             return b.alloca(f"[{count} x {memory.STORED[buffer.dtype]}]")
-        base = Value("%workspace", "ptr")
-        if buffer in self.workspace.shared:
-            return b.gep(base, "i8", literal(self.workspace.shared[buffer], "i64"))
-        return b.gep(Value("%slot", "ptr"), "i8", literal(self.workspace.private[buffer], "i64"))
+        place = self.workspace
+        if buffer in place.shared:
+            return b.gep(Value("%workspace", "ptr"), "i8", self.number(place.shared[buffer]))
+        return b.gep(Value("%slot", "ptr"), "i8", self.number(place.private[buffer]))
+
+    def number(self, value: Bytes) -> Value:
+        """A number of bytes, which may follow from the sizes of the function."""
+        return literal(value, "i64") if isinstance(value, int) else self.expressions.evaluate(value)
 
     def _evaluate(self, value: Expr) -> None:
         if isinstance(value, Call) and value.name == "prefetch":
@@ -337,7 +284,7 @@ class StatementEmitter:
         """Store what the body needs in an environment on the stack, and start the loop."""
         b = self.b
         name = f"{b.name}.parallel{len(self.outlined)}"
-        free_vars, buffers = captures(loop)
+        free_vars, buffers = captures(loop, self.sizes)
         extent = self.expressions.evaluate(loop.extent)
         fields = [self.bindings.runtime, Value("%workspace", "ptr")]
         fields += [self.bindings.vars[v] for v in free_vars]
@@ -357,14 +304,21 @@ def emit_kernel_body(module: ModuleBuilder, func: PrimFunc, workspace: Workspace
     names = [f"p{i}" for i in range(len(func.params))]
     params = [("ptr noalias", "rt")]
     params += zip((pointer_type(func, buffer) for buffer in func.params), names, strict=True)
+    sizes = {size: f"n{i}" for i, size in enumerate(func.sizes)}
+    params += [("i64", name) for name in sizes.values()]
     if not workspace.is_empty:
         params.append(("ptr noalias align 64", "workspace"))
     b = FunctionBuilder(module, func.name, params)
     if workspace.is_empty:
         b.line("%workspace = bitcast ptr null to ptr")
     addresses = (Value(f"%{name}", "ptr") for name in names)
-    bindings = Bindings(Value("%rt", "ptr"), buffers=dict(zip(func.params, addresses, strict=True)))
-    emitter = StatementEmitter(b, bindings, workspace, is_outlined=False)
+    bindings = Bindings(
+        Value("%rt", "ptr"),
+        vars={size: Value(f"%{name}", "i64") for size, name in sizes.items()},
+        buffers=dict(zip(func.params, addresses, strict=True)),
+        non_negative=set(func.sizes),
+    )
+    emitter = StatementEmitter(b, bindings, workspace, func.sizes, is_outlined=False)
     emitter.run(func.body)
     b.ret()
     b.finish()
@@ -397,11 +351,6 @@ def _emit_outlined(
     _emit_unpacking(module, outlined.name, [type_.split()[0] for type_, _ in params])
 
     b = FunctionBuilder(module, f"{outlined.name}.body", [*params, *_SHARE], linkage="internal")
-    if workspace.private_bytes:
-        offset = b.op("mul", Value("%thread", "i64"), literal(workspace.private_bytes, "i64"))
-        offset = b.op("add", offset, literal(workspace.shared_bytes, "i64"))
-        pointer = b.gep(Value("%workspace", "ptr"), "i8", offset)
-        b.line(f"%slot = bitcast {pointer} to ptr")
     values = [Value(f"%{name}", type_.split()[0]) for type_, name in captured]
     count = len(outlined.vars)
     bindings = Bindings(
@@ -410,7 +359,12 @@ def _emit_outlined(
         buffers=dict(zip(outlined.buffers, values[count:], strict=True)),
         non_negative=set(outlined.non_negative),
     )
-    emitter = StatementEmitter(b, bindings, workspace, is_outlined=True)
+    emitter = StatementEmitter(b, bindings, workspace, func.sizes, is_outlined=True)
+    if workspace.private:
+        offset = b.op("mul", Value("%thread", "i64"), emitter.number(workspace.private_bytes))
+        offset = b.op("add", offset, emitter.number(workspace.shared_bytes))
+        pointer = b.gep(Value("%workspace", "ptr"), "i8", offset)
+        b.line(f"%slot = bitcast {pointer} to ptr")
     emitter.share_of_loop(outlined.loop, Value("%begin", "i64"), Value("%end", "i64"))
     b.ret()
     b.finish()

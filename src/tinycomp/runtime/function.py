@@ -41,22 +41,24 @@ class NativeKernel:
         self._idle: deque[tuple[RuntimeState, np.ndarray]] = deque()
         self._native: Any = None
 
-    def call(self, arrays: Sequence[np.ndarray], count: int = 1) -> float:
+    def call(
+        self, arrays: Sequence[np.ndarray], count: int = 1, sizes: Sequence[int] = ()
+    ) -> float:
         """Run `count` times on arrays in the order of the kernel's parameters; seconds taken.
+
+        Args:
+            sizes: the values of the kernel's symbolic sizes.
 
         Raises:
             ExecutionError: an index computed from the data was out of range.
         """
-        try:
-            state, workspace = self._idle.pop()
-        except IndexError:
-            state = RuntimeState(num_threads=self._num_threads, pool=self._pool)
-            workspace = aligned_empty((self._workspace_bytes,), np.dtype(np.uint8))
-        arguments = [ctypes.addressof(state), *map(address, arrays)]
-        if self._workspace_bytes:
+        state, workspace = self._memory(sizes)
+        arguments = [ctypes.addressof(state), *map(address, arrays), *sizes]
+        if self._ir.has_workspace:
             arguments.append(address(workspace))
         if self._native is None:
-            types = [ctypes.c_void_p] * len(arguments)
+            types: list[Any] = [ctypes.c_void_p] * len(arguments)
+            types[1 + len(arrays) : 1 + len(arrays) + len(sizes)] = [ctypes.c_int64] * len(sizes)
             self._native = ctypes.CFUNCTYPE(None, *types)(self._address)
         native = self._native
         if self._enter is not None:
@@ -73,9 +75,17 @@ class NativeKernel:
             )
         return seconds
 
-    @property
-    def _workspace_bytes(self) -> int:
-        return self._ir.workspace_bytes + self._num_threads * self._ir.workspace_bytes_per_thread
+    def _memory(self, sizes: Sequence[int]) -> tuple[RuntimeState, np.ndarray]:
+        """The state and the workspace of one call at a time."""
+        try:
+            state, workspace = self._idle.pop()
+        except IndexError:
+            state = RuntimeState(num_threads=self._num_threads, pool=self._pool)
+            workspace = np.empty(0, np.uint8)
+        nbytes = self._ir.workspace_at(sizes, self._num_threads)
+        if workspace.nbytes < nbytes:
+            workspace = aligned_empty((nbytes,), np.dtype(np.uint8))
+        return state, workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,23 +127,26 @@ class TimeResult:
 def measure(
     kernel: NativeKernel,
     arrays: Sequence[np.ndarray],
+    sizes: Sequence[int],
     number: int,
     repeat: int,
     min_repeat_ms: float,
     flush_cache: bool,
 ) -> TimeResult:
     """Time a kernel after one run to warm up; see `Function.time_evaluator`."""
-    kernel.call(arrays)
+    kernel.call(arrays, 1, sizes)
     if flush_cache:
         junk = np.zeros(_FLUSH_BYTES // 8)
         times = []
         for _ in range(repeat):
             junk += 1.0
-            times.append(kernel.call(arrays))
+            times.append(kernel.call(arrays, 1, sizes))
         return TimeResult(tuple(times), 1)
-    seconds = kernel.call(arrays, number)
+    seconds = kernel.call(arrays, number, sizes)
     while seconds * 1e3 < min_repeat_ms:
         grow = min_repeat_ms / max(seconds * 1e3, 1e-3) * 1.1
         number = max(number + 1, int(number * min(grow, 10.0)))
-        seconds = kernel.call(arrays, number)
-    return TimeResult(tuple(kernel.call(arrays, number) / number for _ in range(repeat)), number)
+        seconds = kernel.call(arrays, number, sizes)
+    return TimeResult(
+        tuple(kernel.call(arrays, number, sizes) / number for _ in range(repeat)), number
+    )

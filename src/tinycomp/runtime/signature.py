@@ -6,7 +6,7 @@ that they take.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ import numpy as np
 
 from ..diagnostics import InputError
 from ..dtype import DType
-from ..ir.expr import Expr, IntImm, Var, const, substitute
+from ..ir.expr import Var
 from ..tir.nodes import Buffer
+from ..tir.sizes import bind_sizes, evaluate, shape_at
 from .arrays import as_array
 
 
@@ -28,12 +29,14 @@ class Signature:
         arguments: for each argument of a call its parameter, or the symbolic size that it gives.
         params: the buffers of the function in the order of its code; outputs last.
         num_outputs: how many of them are written.
+        sizes: the symbolic sizes of the function.
     """
 
     name: str
     arguments: tuple[Buffer | Var, ...]
     params: tuple[Buffer, ...]
     num_outputs: int
+    sizes: tuple[Var, ...] = ()
 
     @property
     def outputs(self) -> tuple[Buffer, ...]:
@@ -66,9 +69,25 @@ class Signature:
                 for dim, size in zip(argument.shape, array.shape, strict=True):
                     if isinstance(dim, Var):
                         _bind_size(dim, size, sizes, argument.name)
+        if self.sizes:
+            sizes = self._all_sizes(arrays, sizes)
         for buffer, array in arrays.items():
             _check_shape(buffer, array, sizes)
         return sizes, [arrays[b] for b in self.params]
+
+    def _all_sizes(self, arrays: Mapping[Buffer, Any], sizes: dict[Var, int]) -> dict[Var, int]:
+        """The sizes with those that follow from dimensions like n * 16."""
+        dims = (d for b, a in arrays.items() for d in zip(b.shape, a.shape, strict=True))
+        sizes = bind_sizes(dims, sizes)
+        for size in self.sizes:
+            if size not in sizes:
+                raise InputError(
+                    f"the size {size.name} of {self.name} is not known from the arguments",
+                    hint="pass the variable itself as an argument",
+                )
+            if sizes[size] < 0:
+                raise InputError(f"the size {size.name} of {self.name} is {sizes[size]}")
+        return sizes
 
 
 def host_array(value: Any, buffer: Buffer, is_output: bool) -> np.ndarray:
@@ -137,16 +156,7 @@ def _bind_size(size: Var, value: int, sizes: dict[Var, int], where: str) -> None
 
 
 def _check_shape(buffer: Buffer, array: np.ndarray, sizes: dict[Var, int]) -> None:
-    values: dict[Var, Expr] = {v: const(n, v.dtype) for v, n in sizes.items()}
     for dim, size in zip(buffer.shape, array.shape, strict=True):
-        known = dim if isinstance(dim, IntImm) or not values else substitute(dim, values)
-        if not isinstance(known, IntImm):
-            raise InputError(
-                f"{buffer.name!r}: the dimension {dim} is not known from the arguments",
-                hint="pass the variable itself as an argument",
-            )
-        if known.value != size:
-            expected = [str(substitute(d, values) if values else d) for d in buffer.shape]
-            raise InputError(
-                f"{buffer.name!r} has shape {list(array.shape)}, expected [{', '.join(expected)}]"
-            )
+        if evaluate(dim, sizes) != size:
+            expected = list(shape_at(buffer, sizes))
+            raise InputError(f"{buffer.name!r} has shape {list(array.shape)}, expected {expected}")

@@ -20,7 +20,7 @@ rewritten in ways that wrapping arithmetic allows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..dtype import DType
@@ -55,11 +55,14 @@ class Analyzer(LinearForms):
     """Knowledge about variables, and what follows from it. Results are memoised.
 
     All methods take scalar or vector expressions of any dtype; only integer knowledge is used.
+
+    Args:
+        sizes: variables that are not negative.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Iterable[Var] = ()) -> None:
         super().__init__()
-        self._bound: dict[Var, Range] = {}
+        self._bound: dict[Var, Range] = dict.fromkeys(sizes, (0, INF))
 
     # -- knowledge ---------------------------------------------------------------------------
 

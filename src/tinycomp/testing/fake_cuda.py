@@ -18,7 +18,7 @@ import operator
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from ..codegen.cuda.limits import (
     PORTABLE_CLUSTER,
     STATIC_SHARED,
     Launch,
+    SymbolicLaunch,
     TensorMapSpec,
     shared_limit,
 )
@@ -44,10 +45,12 @@ from ..runtime.cuda.tensor_maps import MapBytes, encode_tensor_map
 from ..schedules import build_kernel
 from ..tir.gpu_executor import root_statements, run_launch
 from ..tir.nodes import Alloc, Buffer, PrimFunc, Scope
+from ..tir.specialize import specialize_sizes
 from ..tir.tile.nodes import TileProgram
 from .fake_tensor_maps import decode, encode, encode_im2col
 
 Work = Callable[[], None]
+AnyLaunch = Launch | SymbolicLaunch
 _UNWRITTEN = 0xFF  # NaN in every float type
 
 
@@ -63,6 +66,7 @@ class _Kernel:
     launch: Launch
     index: int
     func: PrimFunc
+    symbolic: SymbolicLaunch | None = None  # whose sizes each launch gives
     shared_allowed: int = STATIC_SHARED
     cluster_allowed: int = PORTABLE_CLUSTER
 
@@ -155,9 +159,10 @@ class FakeDriver:
         for name, code in artifact.objects.items():
             self._known[code] = functools.partial(_kernels_of, artifact, name)
 
-    def know_kernel(self, code: bytes, launches: Sequence[Launch], func: PrimFunc) -> None:
+    def know_kernel(self, code: bytes, launches: Sequence[AnyLaunch], func: PrimFunc) -> None:
         """Let machine code that is in no artifact be loaded: its launches and its loop IR."""
-        kernels = {one.name: _Kernel(one, i, func) for i, one in enumerate(launches)}
+        made = [_kernel(one, i, func) for i, one in enumerate(launches)]
+        kernels = {one.launch.name: one for one in made}
         self._known[code] = lambda: kernels
 
     # -- the device ----------------------------------------------------------------------------
@@ -330,6 +335,8 @@ class FakeDriver:
         stream: int, arguments: Sequence[Any], programmatic: bool = False,
     ) -> None:  # fmt: skip
         kernel = self._functions[function]
+        if kernel.symbolic is not None:
+            kernel = _at_sizes(kernel, kernel.symbolic, arguments)
         too_large = any(e > limit or e < 1 for e, limit in zip((*grid, *block), GRID + BLOCK,
                                                                strict=True))  # fmt: skip
         if too_large or block[0] * block[1] * block[2] > 1024:
@@ -355,6 +362,7 @@ class FakeDriver:
         buffers += [offsets[offset] for offset in kernel.launch.workspace]
         count, maps = len(buffers), kernel.launch.maps
         kinds: list[Any] = [ctypes.c_uint64] * count + [MapBytes] * len(maps)
+        kinds += [_size_type(kernel.launch)] * len(kernel.launch.sizes)
         if kernel.launch.can_fail:
             kinds = [*kinds, ctypes.c_uint64, ctypes.c_int32]
         if [type(a) for a in arguments] != kinds:
@@ -537,6 +545,25 @@ def _kernels_of(artifact: Artifact, kernel: str) -> dict[str, _Kernel]:
     function = next(f for f in kernel_functions(artifact) if kernel_name(f) == kernel)
     func = build_kernel(function, target, kernel)
     return {one.name: _Kernel(one, i, func) for i, one in enumerate(launches)}
+
+
+def _kernel(launch: AnyLaunch, index: int, func: PrimFunc) -> _Kernel:
+    if isinstance(launch, SymbolicLaunch):
+        return _Kernel(launch.fixed, index, func, launch)
+    return _Kernel(launch, index, func)
+
+
+def _size_type(launch: Launch) -> Any:
+    return ctypes.c_int64 if launch.wide else ctypes.c_int32
+
+
+def _at_sizes(kernel: _Kernel, launch: SymbolicLaunch, arguments: Sequence[Any]) -> _Kernel:
+    """The kernel for the symbolic sizes among the arguments of a launch."""
+    names, last = kernel.func.sizes, len(arguments) - 2 * launch.fixed.can_fail
+    values = [argument.value for argument in arguments[last - len(names) : last]]
+    sizes = dict(zip(names, values, strict=True))
+    func = specialize_sizes(kernel.func, sizes)
+    return replace(kernel, launch=launch.at(sizes), func=func)
 
 
 def _workspace(func: PrimFunc) -> dict[int, Buffer]:

@@ -21,6 +21,7 @@ from ..te.tensor import (
     topological,
 )
 from .nodes import Alloc, Block, Buffer, For, PrimFunc, Scope, Seq, Stmt, Store
+from .sizes import find_sizes
 
 
 def create_func(
@@ -76,7 +77,8 @@ def create_func(
     intermediate = (b for b in dict.fromkeys(buffers.values()) if b not in params)
     allocs = (*intermediate, *scratch)
     body = nests[0] if len(nests) == 1 else Seq(tuple(nests))
-    return PrimFunc(name, params, len(outputs), body, allocs, {}, span), buffers
+    func = PrimFunc(name, params, len(outputs), body, allocs, {}, span)
+    return replace(func, sizes=find_sizes(func)), buffers
 
 
 def _nest(

@@ -25,7 +25,7 @@ and reads of intermediate buffers against what was written.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,8 @@ from .nodes import (
     Store,
 )
 from .passes.visit import Visit, drive
+from .sizes import fit
+from .specialize import specialize_sizes
 from .tensor_intrinsics.warp import LOADS, MMA, PACKS
 from .tile.nodes import TileProgram
 
@@ -79,11 +81,17 @@ _REDUCE = {
 }  # fmt: skip
 
 
-def run(func: PrimFunc, arrays: Sequence[np.ndarray], check_races: bool = True) -> None:
+def run(
+    func: PrimFunc,
+    arrays: Sequence[np.ndarray],
+    check_races: bool = True,
+    sizes: Mapping[Var, int] | None = None,
+) -> None:
     """Execute a function lowered by `lower_gpu`; output arrays are written in place.
 
     Args:
         arrays: one per parameter, of its exact shape and dtype.
+        sizes: values of symbolic sizes that the shapes of the arrays do not tell.
         check_races: whether to look for races; costs about twice the time.
 
     Raises:
@@ -93,7 +101,8 @@ def run(func: PrimFunc, arrays: Sequence[np.ndarray], check_races: bool = True) 
             shuffle is not reached by all threads that it needs.
         ExecutionError: a checked index is out of range.
     """
-    _check(func, arrays)
+    func = specialize_sizes(func, fit(func, arrays, sizes))
+    _check_dense(func, arrays)
     body = func.body
     spaces: dict[Buffer, np.ndarray] = dict(zip(func.params, arrays, strict=True))
     while isinstance(body, Alloc) and body.buffer.scope is Scope.GLOBAL:
@@ -129,13 +138,9 @@ def root_statements(func: PrimFunc) -> tuple[Stmt, ...]:
     return body.stmts if isinstance(body, Seq) else (body,)
 
 
-def _check(func: PrimFunc, arrays: Sequence[np.ndarray]) -> None:
-    if len(arrays) != len(func.params):
-        raise InputError(f"{func.name} takes {len(func.params)} arrays, got {len(arrays)}")
+def _check_dense(func: PrimFunc, arrays: Sequence[np.ndarray]) -> None:
     for buffer, array in zip(func.params, arrays, strict=True):
-        shape = tuple(as_int(d) for d in buffer.shape)
-        fits = array.dtype == buffer.dtype.numpy and array.shape == shape
-        if not fits or not array.flags.c_contiguous:
+        if not array.flags.c_contiguous:
             raise InputError(f"{buffer} does not fit an array {array.dtype}{list(array.shape)}")
 
 

@@ -7,12 +7,12 @@ of every kind run serially; vectors are NumPy arrays of lanes. Every access is c
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..diagnostics import InputError, VerifyError
+from ..diagnostics import VerifyError
 from ..dtype import DType
 from ..ir.expr import (
     Binary,
@@ -46,6 +46,7 @@ from .nodes import (
     Stmt,
     Store,
 )
+from .sizes import fit
 
 _INLINE = {
     BinaryOp.ADD: "+", BinaryOp.SUB: "-", BinaryOp.MUL: "*", BinaryOp.DIV: "/",
@@ -63,13 +64,18 @@ _REDUCE = {
 }
 
 
-def run(func: PrimFunc, arrays: Sequence[np.ndarray], check_initialized: bool = True) -> None:
+def run(
+    func: PrimFunc,
+    arrays: Sequence[np.ndarray],
+    check_initialized: bool = True,
+    sizes: Mapping[Var, int] | None = None,
+) -> None:
     """Execute `func`; output arrays are written in place.
 
     Args:
         func: lowered, or still with blocks.
-        arrays: one per parameter, of its exact shape and dtype; symbolic dimensions take their
-            values from these shapes.
+        arrays: one per parameter, of its exact shape and dtype.
+        sizes: values of symbolic sizes that the shapes of the arrays do not tell.
         check_initialized: reading an element of an intermediate buffer that was never written is
             an error.
 
@@ -81,35 +87,12 @@ def run(func: PrimFunc, arrays: Sequence[np.ndarray], check_initialized: bool = 
     """
     program = _Compiler(check_initialized)
     main = program.compile(func)
-    sizes = _sizes(func, arrays)
-    missing = [v.name for v in program.free if v not in sizes]
+    values = fit(func, arrays, sizes)
+    missing = [v.name for v in program.free if v not in values]
     if missing:
         raise VerifyError(f"{func.name}: variables {missing} are not bound by any loop")
     with np.errstate(all="ignore"):
-        main(*arrays, *(sizes[v] for v in program.free))
-
-
-def _sizes(func: PrimFunc, arrays: Sequence[np.ndarray]) -> dict[Var, int]:
-    """The values of symbolic dimensions; checks every array."""
-    if len(arrays) != len(func.params):
-        raise InputError(f"{func.name} takes {len(func.params)} arrays, got {len(arrays)}")
-    sizes: dict[Var, int] = {}
-    for buffer, array in zip(func.params, arrays, strict=True):
-        dims = [
-            sizes.setdefault(d, n)
-            if isinstance(d, Var)
-            else d.value
-            if isinstance(d, IntImm)
-            else n
-            for d, n in zip(buffer.shape, array.shape, strict=False)
-        ]
-        if (
-            array.dtype != buffer.dtype.numpy
-            or (*dims,) != array.shape
-            or len(buffer.shape) != len(dims)
-        ):
-            raise InputError(f"{buffer} does not fit an array {array.dtype}{list(array.shape)}")
-    return sizes
+        main(*arrays, *(values[v] for v in program.free))
 
 
 def _out_of_bounds(buffer: Buffer, indices: tuple[Any, ...]) -> None:

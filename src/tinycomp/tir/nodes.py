@@ -200,7 +200,8 @@ class Collective(Stmt):
 class PrimFunc:
     """A kernel: parameters are buffers, inputs first and `num_outputs` outputs last.
 
-    `allocs` are the intermediate buffers of a function whose blocks are not lowered yet.
+    `allocs` are the intermediate buffers of a function whose blocks are not lowered yet; `sizes`
+    the variables, not negative, that shapes and extents are expressed in (see `sizes.py`).
     """
 
     name: str
@@ -210,6 +211,7 @@ class PrimFunc:
     allocs: tuple[Buffer, ...] = ()
     attrs: Mapping[str, Any] = field(default_factory=dict)
     span: Span = NO_SPAN
+    sizes: tuple[Any, ...] = ()  # of ir.expr.Var
 
     def __str__(self) -> str:
         from .printer import func_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ..ir.expr import Expr, Load, Var, substitute, variables
+from ..ir.expr import Expr, Load, Var, const, substitute
 from ..ir.fold import refold
 from ..ir.node import Node, fold
 from .nodes import Alloc, Block, Buffer, PrimFunc, Store
@@ -48,9 +48,12 @@ def specialize(func: PrimFunc, values: Mapping[Var, Expr]) -> PrimFunc:
         params=tuple(renew(b) for b in func.params),
         allocs=tuple(renew(b) for b in func.allocs),
         body=fold(func.body, step),
+        sizes=tuple(v for v in func.sizes if v not in values),
     )
 
 
-def free_variables(func: PrimFunc) -> list[Var]:
-    """The variables in the shapes of the parameters, each once, in order of appearance."""
-    return list(dict.fromkeys(v for b in func.params for d in b.shape for v in variables(d)))
+def specialize_sizes(func: PrimFunc, sizes: Mapping[Var, int]) -> PrimFunc:
+    """`func` for given values of its symbolic sizes."""
+    if not func.sizes:
+        return func
+    return specialize(func, {v: const(sizes[v], v.dtype) for v in func.sizes})

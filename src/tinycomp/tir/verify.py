@@ -30,7 +30,7 @@ def verify(func: PrimFunc, lowered: bool = False) -> None:
     """Raise VerifyError unless `func` is well formed.
 
     Every variable is bound exactly once on the path to its use, by a loop, a block or as a
-    dimension of a parameter; every buffer is a parameter, one of `allocs`, or allocated around its
+    size of the function; every buffer is a parameter, one of `allocs`, or allocated around its
     use; indices are integers, one per dimension; stores keep the buffer's dtype and lanes agree;
     with `lowered`, no block is left.
     """
@@ -52,9 +52,8 @@ class _Verifier:
         names = [b for b in self.func.params if not isinstance(b, Buffer)]
         if names:
             self.fail(f"parameters {names} are not buffers")
-        for buffer in self.func.params:
-            self.variables |= {n for d in buffer.shape for n in postorder(d) if isinstance(n, Var)}
-        for buffer in self.func.allocs:
+        self.variables |= set(self.func.sizes)
+        for buffer in (*self.func.params, *self.func.allocs):
             self.expressions(buffer.shape, None)
         # A statement is visited; a tuple undoes a binding when its scope is left.
         stack: list[Any] = [self.func.body]

@@ -26,12 +26,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...diagnostics import InternalError, ScheduleError, TinycompError
-from ...ir.expr import Call, IntImm, Load, as_int
+from ...diagnostics import InternalError, ScheduleError
+from ...ir.expr import Call, IntImm, Load, Var, as_expr, as_int
 from ...ir.node import preorder
+from ...te.simplify import Analyzer
 from ...tir.nodes import (
     Alloc,
     Async,
@@ -54,15 +56,23 @@ from ...tir.passes.share_memory import (
     size_of,
 )
 from ...tir.primitives.annotate import CLUSTER
+from ...tir.sizes import evaluate
 from ...tir.tile.nodes import TileProgram
 from ...tir.tree import statements
-from ..statements import buffer_bytes
+from ..workspace import buffer_end
 from .async_copy import ASYNC_HELPERS, async_copy
 from .cluster import CLUSTER_HELPERS, cluster_size
 from .expressions import ExprEmitter, Names, Writer
 from .helpers import HELPERS, helper_source
 from .intrinsics import FUNCTIONS
-from .limits import STATIC_SHARED, Launch, check_launch, has_async_copies
+from .limits import (
+    STATIC_SHARED,
+    Extent,
+    Launch,
+    SymbolicLaunch,
+    check_launch,
+    has_async_copies,
+)
 from .tile_ptx import tile_helpers
 from .types import STORED, bare
 from .warp import WARP_HELPERS, is_warp_call, warp_call
@@ -113,10 +123,28 @@ class CudaKernel:
         return any(launch.can_fail for launch in self.launches)
 
 
+@dataclass(frozen=True, slots=True)
+class SymbolicKernel:
+    """A function in CUDA C++ whose launches depend on its symbolic sizes."""
+
+    name: str
+    source: str
+    launches: tuple[SymbolicLaunch, ...]
+    workspace: Extent
+    sizes: tuple[Var, ...]
+
+    def at(self, sizes: Mapping[Var, int]) -> CudaKernel:
+        """The kernel as it is launched in a call with these values of the sizes."""
+        values = {v: sizes[v] for v in self.sizes}
+        launches = tuple(launch.at(values) for launch in self.launches)
+        workspace = evaluate(as_expr(self.workspace), values)
+        return CudaKernel(self.name, self.source, launches, workspace)
+
+
 def emit_cuda(
     func: PrimFunc, arch: str = "sm_90a", comment: str = "", programmatic: bool = False
 ) -> CudaKernel:
-    """The CUDA C++ of a lowered function.
+    """The CUDA C++ of a lowered function of known sizes.
 
     Args:
         comment: text above the kernels.
@@ -125,23 +153,44 @@ def emit_cuda(
 
     Raises:
         ScheduleError: a launch is over the limits of `arch`.
-        TinycompError: a size is not known.
+    """
+    kernel = emit_symbolic(func, arch, comment, programmatic).at({})
+    for launch in kernel.launches:
+        check_launch(launch, arch, func.span)
+    return kernel
+
+
+def emit_symbolic(
+    func: PrimFunc,
+    arch: str = "sm_90a",
+    comment: str = "",
+    programmatic: bool = False,
+    wide: bool = False,
+) -> SymbolicKernel:
+    """The CUDA C++ of a lowered function for any values of its sizes; the grid is unchecked.
+
+    Args:
+        wide: hold sizes, and indices that depend on them, as `long long`. Else they are int, and
+            who calls makes sure that they fit (`fits_int`).
+
+    Raises:
+        ScheduleError: a block is over the limits of `arch`.
     """
     from .tile import TileEmitter  # it extends the emitter below
 
     workspace, size, body = _workspace(func)
     roots = body.stmts if isinstance(body, Seq) else (body,)
-    launches: list[Launch] = []
+    launches: list[SymbolicLaunch] = []
     texts: list[str] = []
     helpers: set[str] = set()
     for index, root in enumerate(roots):
         name = _identifier(func.name if len(roots) == 1 else f"{func.name}_{index}")
         kind = TileEmitter if isinstance(root, TileProgram) else KernelEmitter
-        emitter = kind(func, name, workspace, has_async_copies(arch), programmatic)
+        emitter = kind(func, name, workspace, has_async_copies(arch), programmatic, not wide)
         text, launch = emitter.run(root)
-        launch = dataclasses.replace(launch, programmatic=programmatic)
-        check_launch(launch, arch, func.span)
-        launches.append(launch)
+        fixed = dataclasses.replace(launch.fixed, programmatic=programmatic, wide=wide)
+        check_launch(fixed, arch, func.span)
+        launches.append(dataclasses.replace(launch, fixed=fixed))
         texts.append(text)
         helpers |= emitter.out.helpers
     lines = [f"// {line}" for line in comment.splitlines()]
@@ -150,7 +199,18 @@ def emit_cuda(
     more = {**_MORE_HELPERS, **tile_helpers(helpers)}
     parts = ["\n".join(lines), helper_source(helpers, more), "\n\n".join(texts)]
     source = "\n\n".join(part for part in parts if part)
-    return CudaKernel(func.name, source, tuple(launches), size)
+    return SymbolicKernel(func.name, source, tuple(launches), size, func.sizes)
+
+
+def fits_int(func: PrimFunc, bounds: Mapping[Var, int]) -> bool:
+    """Whether all indices of a lowered function fit an int if its sizes are at most these."""
+    workspace, _, body = _workspace(func)
+    for root in body.stmts if isinstance(body, Seq) else (body,):
+        emitter = KernelEmitter(func, func.name, workspace, True, narrow=False, bounds=bounds)
+        emitter.run(root)
+        if not emitter.names.fits:
+            return False
+    return True
 
 
 def _printable(text: object) -> str:
@@ -163,13 +223,15 @@ def _identifier(name: str) -> str:
     return f"{text}_" if text in _RESERVED or text[0].isdigit() else text
 
 
-def _workspace(func: PrimFunc) -> tuple[dict[Buffer, int], int, Stmt]:
-    """Offsets of the buffers that several launches share, and the body without their Allocs."""
-    offsets: dict[Buffer, int] = {}
-    size, body = 0, func.body
+def _workspace(func: PrimFunc) -> tuple[dict[Buffer, Extent], Extent, Stmt]:
+    """Offsets of the buffers that several launches share, their end, and the body without their
+    Allocs."""
+    offsets: dict[Buffer, Extent] = {}
+    size: Extent = 0
+    body = func.body
     while isinstance(body, Alloc) and body.buffer.scope is Scope.GLOBAL:
         offsets[body.buffer] = size
-        size += -(-buffer_bytes(body.buffer) // 256) * 256
+        size = size + buffer_end(body.buffer, 256)
         body = body.body
     return offsets, size, body
 
@@ -178,22 +240,33 @@ class KernelEmitter:
     """Writes one launch."""
 
     def __init__(
-        self, func: PrimFunc, name: str, workspace: dict[Buffer, int], has_async: bool,
+        self,
+        func: PrimFunc,
+        name: str,
+        workspace: dict[Buffer, Extent],
+        has_async: bool,
         programmatic: bool = False,
-    ) -> None:  # fmt: skip
+        narrow: bool = True,
+        bounds: Mapping[Var, int] | None = None,
+    ) -> None:
         self.has_async, self.programmatic = has_async, programmatic
         self.func, self.name, self.workspace = func, name, workspace
-        self.out, self.names = Writer(), Names()
+        self.out, self.names = Writer(), Names(narrow=narrow and bool(func.sizes))
+        self.names.analyzer = Analyzer(func.sizes)
+        for size, most in (bounds or {}).items():
+            self.names.analyzer.bind(size, 0, most + 1)
         self.expressions = ExprEmitter(self.out, self.names)
         self.taken = set(_RESERVED)
-        self.extents: dict[str, int] = {}
+        self.extents: dict[str, Extent] = {}
         self.is_async = False
         self.cluster = 1  # blocks that are one
         self.comments: set[str] = set()
 
-    def run(self, root: Stmt) -> tuple[str, Launch]:
+    def run(self, root: Stmt) -> tuple[str, SymbolicLaunch]:
         params, spaces, written = self._name_pointers(root)
         pointers = [self.func.params[i] for i in params] + spaces
+        for size in self.func.sizes:
+            self.names.vars[size] = self.unique(size.name)
         shared = [
             s.buffer
             for s in statements(root)
@@ -205,15 +278,15 @@ class KernelEmitter:
         nbytes = self._declare_shared(shared)
         self.cluster = cluster_size(root)
         self._statements(root)
-        clusters, *others = (self.extents.get(f"blockIdx.{d}", 1) for d in "xyz")
-        grid = (clusters * self.cluster, *others)
-        block = tuple(self.extents.get(f"threadIdx.{d}", 1) for d in "xyz")
+        x, y, z = (self.extents.get(f"blockIdx.{d}", 1) for d in "xyz")
+        grid = (x * self.cluster, y, z)
+        block = tuple(as_int(as_expr(self.extents.get(f"threadIdx.{d}", 1))) for d in "xyz")
         launch = Launch(
-            self.name, grid, block, nbytes, nbytes if nbytes > STATIC_SHARED else 0,  # type: ignore[arg-type]
-            tuple(params), tuple(self.workspace[b] for b in spaces), self.names.can_fail,
-            (self.cluster, 1, 1),
+            self.name, (self.cluster, 1, 1), block, nbytes, nbytes if nbytes > STATIC_SHARED else 0,  # type: ignore[arg-type]
+            tuple(params), (), self.names.can_fail, (self.cluster, 1, 1),
         )  # fmt: skip
-        return self._text(pointers, written, launch), launch
+        text = self._text(pointers, written, launch)
+        return text, SymbolicLaunch(launch, grid, tuple(self.workspace[b] for b in spaces))
 
     def _name_pointers(self, root: Stmt) -> tuple[list[int], list[Buffer], set[Buffer]]:
         """Names for the global memory that a launch touches: the indices of its parameters, the
@@ -232,6 +305,8 @@ class KernelEmitter:
             f"{'' if b in written else 'const '}{STORED[b.dtype]}*{restrict} {name}"
             for b, name in ((b, self.names.buffers[b]) for b in pointers)
         ]
+        for size in self.func.sizes:
+            arguments.append(f"const {self.expressions.type_of(size)} {self.names.vars[size]}")
         if launch.can_fail:
             arguments += ["int* error", "const int error_code"]
         bounds = f"__launch_bounds__({launch.threads}) "
@@ -311,14 +386,9 @@ class KernelEmitter:
 
     def _thread(self, loop: For, work: list[Any]) -> None:
         """A thread axis is a variable, not a loop."""
-        if not isinstance(loop.extent, IntImm):
-            raise TinycompError(
-                f"{self.name}: the extent {loop.extent} of {loop.thread} is not known",
-                hint="compile for given sizes: dims= or input_shapes=",
-                span=self.func.span,
-            )
-        known = self.extents.setdefault(loop.thread, loop.extent.value)
-        if known != loop.extent.value:
+        extent = loop.extent.value if isinstance(loop.extent, IntImm) else loop.extent
+        known = self.extents.setdefault(loop.thread, extent)
+        if known != extent:
             raise ScheduleError(f"{self.name}: {loop.thread} has extents {known} and {loop.extent}")
         name = self.unique(loop.thread)
         type_ = self.expressions.bind(loop.var, name, loop.min, loop.extent)

@@ -78,7 +78,11 @@ class Writer:
 class Names:
     """What variables and buffers are called in the kernel being written.
 
-    `packed` are arrays in registers with two 16-bit elements in each, which are accessed in pairs.
+    Attributes:
+        packed: arrays in registers with two 16-bit elements in each, which are accessed in pairs.
+        rank: the number of the block in its cluster.
+        narrow: hold indices as int although symbolic sizes might make them larger.
+        fits: whether all indices seen so far are known to fit an int.
     """
 
     vars: dict[Var, str] = field(default_factory=dict)
@@ -86,7 +90,9 @@ class Names:
     packed: set[Buffer] = field(default_factory=set)
     analyzer: Analyzer = field(default_factory=Analyzer)
     can_fail: bool = False
-    rank: Var | None = None  # the number of the block in its cluster
+    rank: Var | None = None
+    narrow: bool = False
+    fits: bool = True
 
 
 class ExprEmitter:
@@ -166,7 +172,9 @@ class ExprEmitter:
         elif not isinstance(node, Var):
             return False
         low, high = self.names.analyzer.bounds(node)
-        return low is not None and high is not None and low in _INT32 and high in _INT32
+        fits = low is not None and high is not None and low in _INT32 and high in _INT32
+        self.names.fits = self.names.fits and fits
+        return fits or self.names.narrow
 
     def _set(self, node: Expr, values: list[str]) -> None:
         """Remember the lanes; those used again or long get variables."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from ...diagnostics import ScheduleError, Span
+from ...ir.expr import Expr, Var, as_expr
+from ...tir.sizes import evaluate
 
 THREADS_PER_BLOCK = 1024
 BLOCK = (1024, 1024, 64)  # of threadIdx.x, y, z
@@ -15,6 +17,9 @@ CLUSTER_SIZE = 16  # blocks
 PORTABLE_CLUSTER = 8  # more must be asked for, and not every GPU of an architecture has them
 STATIC_SHARED = 48 * 1024  # bytes; more is asked for at launch
 
+Extent = int | Expr
+"""A number that may depend on the symbolic sizes of a function."""
+
 _SHARED = {
     "sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227,
     "sm_103": 227, "sm_110": 227, "sm_120": 99, "sm_121": 99,
@@ -22,7 +27,7 @@ _SHARED = {
 
 
 def shared_limit(arch: str) -> int:
-    """Bytes of shared memory that one block may use (CUDA C++ Programming Guide, table 30).
+    """Extent of shared memory that one block may use (CUDA C++ Programming Guide, table 30).
 
     >>> shared_limit("sm_90a") // 1024, shared_limit("sm_75") // 1024
     (227, 48)
@@ -95,6 +100,8 @@ class Launch:
         cluster: blocks of a cluster in x, y, z; the kernel says so itself.
         maps: 128-byte tensor maps, passed by value after the pointers.
         programmatic: whether it may begin before the launch ahead ends; the kernel waits itself.
+        sizes: the values of the function's symbolic sizes, passed before `error`.
+        wide: whether the kernel takes them as `long long`, not int.
     """
 
     name: str
@@ -108,10 +115,43 @@ class Launch:
     cluster: tuple[int, int, int] = (1, 1, 1)
     maps: tuple[TensorMapSpec, ...] = ()
     programmatic: bool = False
+    sizes: tuple[int, ...] = ()
+    wide: bool = False
 
     @property
     def threads(self) -> int:
         return self.block[0] * self.block[1] * self.block[2]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no block to run, as for a size of 0."""
+        return 0 in self.grid
+
+
+@dataclass(frozen=True, slots=True)
+class SymbolicLaunch:
+    """A launch as a function of symbolic sizes.
+
+    Attributes:
+        fixed: the launch without what depends on them.
+        grid, workspace: extents and byte offsets over the sizes.
+    """
+
+    fixed: Launch
+    grid: tuple[Extent, Extent, Extent]
+    workspace: tuple[Extent, ...]
+
+    @staticmethod
+    def of(launch: Launch) -> SymbolicLaunch:
+        """A launch that depends on no sizes."""
+        return SymbolicLaunch(launch, launch.grid, launch.workspace)
+
+    def at(self, sizes: Mapping[Var, int]) -> Launch:
+        """The launch in a call with these values of all sizes."""
+        x, y, z = (evaluate(as_expr(extent), sizes) for extent in self.grid)
+        offsets = tuple(evaluate(as_expr(offset), sizes) for offset in self.workspace)
+        values = tuple(sizes.values())
+        return replace(self.fixed, grid=(x, y, z), workspace=offsets, sizes=values)
 
 
 def check_launch(launch: Launch, arch: str, span: Span) -> None:

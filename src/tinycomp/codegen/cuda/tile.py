@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...diagnostics import InternalError
-from ...ir.expr import Expr, IntImm, Load, Var, const, is_const
+from ...ir.expr import Expr, IntImm, Load, Var, as_expr, as_int, const, is_const
 from ...ir.node import preorder
 from ...tir.nodes import Buffer, PrimFunc, Scope, Stmt, Store
 from ...tir.passes.share_memory import size_of
@@ -18,7 +18,7 @@ from ...tir.tile import nodes as op
 from ...tir.tile.verify import shared_layout, verify_tile_program
 from ...tir.tree import statements
 from .emit import KernelEmitter
-from .limits import Launch, TensorMapSpec
+from .limits import Extent, Launch, SymbolicLaunch, TensorMapSpec
 from .tile_ptx import NAMES, wgmma_name
 from .types import STORED
 
@@ -27,10 +27,15 @@ class TileEmitter(KernelEmitter):
     """Writes the launch of one tile program."""
 
     def __init__(
-        self, func: PrimFunc, name: str, workspace: dict[Buffer, int], has_async: bool,
+        self,
+        func: PrimFunc,
+        name: str,
+        workspace: dict[Buffer, Extent],
+        has_async: bool,
         programmatic: bool = False,
-    ) -> None:  # fmt: skip
-        super().__init__(func, name, workspace, has_async, programmatic)
+        narrow: bool = True,
+    ) -> None:
+        super().__init__(func, name, workspace, has_async, programmatic, narrow)
         self.taken |= NAMES
         self.parity: dict[op.Cursor, str] = {}
         self.stage: dict[op.Cursor, str] = {}
@@ -38,7 +43,7 @@ class TileEmitter(KernelEmitter):
         self.role: op.Role | None = None
         self.fragments: set[Buffer] = set()  # operands in registers
 
-    def run(self, root: Stmt) -> tuple[str, Launch]:
+    def run(self, root: Stmt) -> tuple[str, SymbolicLaunch]:
         assert isinstance(root, op.TileProgram)
         verify_tile_program(root)
         program = self.program = root
@@ -59,10 +64,10 @@ class TileEmitter(KernelEmitter):
         self._statements(program.finish)
         launch = Launch(
             self.name, (program.grid, 1, 1), (program.threads, 1, 1), layout.nbytes, layout.nbytes,
-            tuple(params), tuple(self.workspace[b] for b in spaces), self.names.can_fail,
+            tuple(params), tuple(self._offset(b) for b in spaces), self.names.can_fail,
             (program.cluster, 1, 1), tuple(self._spec(map) for map in program.maps),
         )  # fmt: skip
-        return self._program_text(pointers, written, launch), launch
+        return self._program_text(pointers, written, launch), SymbolicLaunch.of(launch)
 
     def _program_text(self, pointers: list[Buffer], written: set[Any], launch: Launch) -> str:
         arguments = [
@@ -81,12 +86,16 @@ class TileEmitter(KernelEmitter):
         return "\n".join([signature, *self.out.lines, "}"])
 
     def _spec(self, map: op.TensorMap) -> TensorMapSpec:
-        offset, walk = self.workspace.get(map.buffer), map.im2col
+        inside, walk = map.buffer in self.workspace, map.im2col
         return TensorMapSpec(
-            self.func.params.index(map.buffer) if offset is None else -1, map.buffer.dtype.value,
-            map.dims, map.strides, map.box, map.swizzle.span, (offset or 0) + map.offset,
+            -1 if inside else self.func.params.index(map.buffer), map.buffer.dtype.value,
+            map.dims, map.strides, map.box, map.swizzle.span,
+            (self._offset(map.buffer) if inside else 0) + map.offset,
             *((walk.lower, walk.upper, walk.strides) if walk is not None else ()),
         )  # fmt: skip
+
+    def _offset(self, buffer: Buffer) -> int:
+        return as_int(as_expr(self.workspace[buffer]))
 
     # -- names of what the program declares --------------------------------------------------
 

@@ -57,6 +57,9 @@ class DeviceKernel:
 
     Calls share these, so they must follow each other on one stream.
 
+    Args:
+        kernel: its code, and the launches of a call; with symbolic sizes, each call gives its own.
+
     Raises:
         TinycompError: the code is for another GPU, or memory does not suffice.
     """
@@ -68,27 +71,48 @@ class DeviceKernel:
         module = driver.load_module(cubin.code)
         self.functions = [function_of(driver, module, launch) for launch in kernel.launches]
         self.stream = driver.new_stream()
-        self.workspace = driver.allocate(kernel.workspace_bytes + 256)
-        self.error = self.workspace + kernel.workspace_bytes // 256 * 256
+        self.error = driver.allocate(256)
         self.word = driver.allocate_host(_WORD)
         driver.clear(self.error, _WORD, self.stream)
-        held = [self.workspace], [self.word]
-        weakref.finalize(self, release, driver, *held).atexit = False
+        self._held = [self.error], [self.word]
+        weakref.finalize(self, release, driver, *self._held).atexit = False
+        self.workspace, self._workspace_bytes = 0, 0
 
-    def launch(self, addresses: Sequence[int], stream: int) -> None:
-        """Enqueue the launches on arrays at these addresses, in the order of the parameters."""
+    def launch(self, addresses: Sequence[int], stream: int, call: CudaKernel | None = None) -> None:
+        """Enqueue the launches on arrays at these addresses, in the order of the parameters.
+
+        Args:
+            call: the launches, if symbolic sizes make them others than those of `kernel`.
+        """
         self.driver.use()
-        for function, launch in zip(self.functions, self.kernel.launches, strict=True):
+        kernel = call or self.kernel
+        self._reserve(kernel.workspace_bytes)
+        for function, launch in zip(self.functions, kernel.launches, strict=True):
+            if launch.is_empty:
+                continue
             arguments: list[Any] = [ctypes.c_uint64(addresses[i]) for i in launch.params]
             arguments += [ctypes.c_uint64(self.workspace + offset) for offset in launch.workspace]
             arguments += [
                 self.driver.tensor_map(m, m.address(addresses, self.workspace)) for m in launch.maps
             ]
+            number = ctypes.c_int64 if launch.wide else ctypes.c_int32
+            arguments += [number(size) for size in launch.sizes]
             if launch.can_fail:
                 arguments += [ctypes.c_uint64(self.error), ctypes.c_int32(1)]
             self.driver.launch(
                 function, launch.grid, launch.block, launch.dynamic_shared, stream, arguments
             )
+
+    def _reserve(self, nbytes: int) -> None:
+        """Have a workspace of at least so many bytes."""
+        if nbytes <= self._workspace_bytes:
+            return
+        device, _ = self._held
+        if self.workspace:
+            device.remove(self.workspace)
+            self.driver.free(self.workspace)  # waits for the kernels that use it
+        self.workspace, self._workspace_bytes = self.driver.allocate(nbytes), nbytes
+        device.append(self.workspace)
 
     def finish(self, stream: int) -> None:
         """Wait for the stream, and report what the kernel found.
@@ -105,7 +129,9 @@ class DeviceKernel:
                 f"{self.kernel.name}: an index computed from the inputs is out of range"
             )
 
-    def run_on_host(self, arrays: Sequence[np.ndarray], num_outputs: int) -> None:
+    def run_on_host(
+        self, arrays: Sequence[np.ndarray], num_outputs: int, call: CudaKernel | None = None
+    ) -> None:
         """Copy NumPy arrays to the device, launch, and copy the outputs back."""
         driver = self.driver
         driver.use()
@@ -117,7 +143,7 @@ class DeviceKernel:
             for array, there, here in zip(arrays, device, staging, strict=True):
                 host_bytes(here, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
                 driver.copy(there, here, array.nbytes, self.stream)
-            self.launch(device, self.stream)
+            self.launch(device, self.stream, call)
             places = [*zip(arrays, device, staging, strict=True)][first_output:]
             for array, there, here in places:
                 driver.copy(here, there, array.nbytes, self.stream)
@@ -131,15 +157,19 @@ class DeviceKernel:
                 driver.free_host(address)
 
     def measure(
-        self, addresses: Sequence[int], number: int, repeat: int, flush_cache: bool
+        self,
+        addresses: Sequence[int],
+        number: int,
+        repeat: int,
+        flush_cache: bool,
+        call: CudaKernel | None = None,
     ) -> TimeResult:
         """The time of a launch between events; see `CudaFunction.time_evaluator`."""
         driver, stream = self.driver, self.stream
         driver.use()
         driver.synchronize(0)  # where the arrays were made
-        self.launch(addresses, stream)
-        result = time_on_stream(
-            driver, stream, lambda: self.launch(addresses, stream), number, repeat, flush_cache
-        )
+        run = lambda: self.launch(addresses, stream, call)  # noqa: E731
+        run()
+        result = time_on_stream(driver, stream, run, number, repeat, flush_cache)
         self.finish(stream)
         return result

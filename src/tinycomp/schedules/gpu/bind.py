@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...diagnostics import ScheduleError
-from ...ir.expr import IntImm, Var
+from ...ir.expr import Var, variables
 from ...tir.nodes import For, PrimFunc, Scope, Seq, Stmt
 from ...tir.primitives.annotate import bind
 from ...tir.primitives.common import require_spatial
@@ -45,7 +45,7 @@ def bind_unbound(func: PrimFunc) -> PrimFunc:
 def _bind_nest(func: PrimFunc, root: Stmt) -> PrimFunc:
     axes: list[Var] = []
     stmt = root
-    while isinstance(stmt, For) and isinstance(stmt.extent, IntImm):
+    while isinstance(stmt, For) and set(variables(stmt.extent)) <= set(func.sizes):
         try:
             require_spatial(func, stmt.var)
         except ScheduleError:

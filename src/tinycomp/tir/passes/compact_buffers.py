@@ -54,7 +54,7 @@ def compact_buffers(func: PrimFunc) -> PrimFunc:
     A buffer that a loop carries from one iteration to the next stays outside that loop. Guards
     are not used to shrink: a partial tile keeps the size of a full one.
     """
-    analyzer = Analyzer()
+    analyzer = Analyzer(func.sizes)
     found = _collect(func, analyzer)
     places: defaultdict[Stmt, list[Buffer]] = defaultdict(list)
     moved: dict[Buffer, tuple[Buffer, list[Expr]]] = {}

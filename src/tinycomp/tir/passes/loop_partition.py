@@ -37,7 +37,7 @@ def loop_partition(func: PrimFunc) -> PrimFunc:
 class _Partition:
     def __init__(self, func: PrimFunc) -> None:
         self.func = func
-        self.analyzer = Analyzer()
+        self.analyzer = Analyzer(func.sizes)
         self.comparisons = Comparisons()
         self.bound: set[Var] = set()
         self.switches: set[Expr] = set()  # conditions whose else branch is rarely taken

@@ -62,7 +62,7 @@ def lower_collectives(func: PrimFunc) -> PrimFunc:
 class _Lowering:
     def __init__(self, func: PrimFunc) -> None:
         self.func = func
-        self.analyzer = Analyzer()
+        self.analyzer = Analyzer(func.sizes)
         self.lane: Expr = const(0)
         self.layouts: dict[Buffer, FragmentLayout] = {}
         self.registers: dict[Buffer, Buffer] = {}

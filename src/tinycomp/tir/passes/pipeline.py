@@ -106,7 +106,7 @@ def pipeline(func: PrimFunc) -> PrimFunc:
     """
     if not any(PIPELINE in s.annotations for s in statements(func.body) if isinstance(s, For)):
         return func
-    analyzer = Analyzer()
+    analyzer = Analyzer(func.sizes)
     for stmt in statements(func.body):
         if isinstance(stmt, For):
             analyzer.bind(stmt.var, stmt.min, stmt.extent)

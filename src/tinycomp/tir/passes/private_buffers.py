@@ -59,7 +59,7 @@ def place_buffers(func: PrimFunc) -> PrimFunc:
     """
     roots = func.body.stmts if isinstance(func.body, Seq) else (func.body,)
     found: defaultdict[Buffer, _Accesses] = defaultdict(_Accesses)
-    analyzer = Analyzer()
+    analyzer = Analyzer(func.sizes)
     axes: dict[Var, For] = {}
     for root in roots:
         _collect(root, set(func.allocs), found, analyzer, axes)

@@ -23,7 +23,7 @@ from .visit import (
 
 def simplify(func: PrimFunc) -> PrimFunc:
     """Bring expressions to normal form, resolve decided Ifs, drop loops of one or no iteration."""
-    analyzer = Analyzer()
+    analyzer = Analyzer(func.sizes)
     values: dict[Any, Expr] = {}  # of the variables of loops with one iteration
     substitute = substituter(values)
     unmask = rewriter(_unmasked)

@@ -16,7 +16,7 @@ def trim_loops(func: PrimFunc) -> PrimFunc:
 
     The guard must be the whole body, compare with constants only, and have no else branch.
     """
-    analyzer = Analyzer()
+    analyzer = Analyzer(func.sizes)
 
     def visit(stmt: Stmt) -> Visit[Stmt]:
         if isinstance(stmt, For):

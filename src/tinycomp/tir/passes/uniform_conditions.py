@@ -26,7 +26,7 @@ def uniform_conditions(func: PrimFunc) -> PrimFunc:
     A vector whose guards do not depend on the lane is loaded and stored whole. Comparisons are
     proved equal by simplification: 4 t + 3 < 512 is t < 128, as is 4 t < 512.
     """
-    analyzer = Analyzer()
+    analyzer = Analyzer(func.sizes)
 
     def visit(stmt: Stmt) -> Visit[Stmt]:
         if isinstance(stmt, For):

@@ -118,7 +118,7 @@ def compute_at(func: PrimFunc, block_name: str, axis: Var) -> PrimFunc:
     require_inputs_at(func, block, target)
     without = replace_stmt(func, own_nest(func, block), None)
     target = loop_of(without, axis)
-    analyzer = Analyzer()
+    analyzer = Analyzer(func.sizes)
     above = [*loops_above(without, target), target]
     for loop in above:
         analyzer.bind(loop.var, loop.min, loop.extent)
@@ -288,7 +288,9 @@ def compute_root(func: PrimFunc, block_name: str) -> PrimFunc:
         )
     require_plain_store(block)
     require_inputs_at(func, block, None)
-    moved, shape = rebuild_nest(func, block, [None] * len(block.iter_vars), Analyzer(), set())
+    moved, shape = rebuild_nest(
+        func, block, [None] * len(block.iter_vars), Analyzer(func.sizes), set()
+    )
     position = 0 if root is func.body else _index(func.body, root)
     body = replace_stmt(func, nest, None).body
     stmts = body.stmts if root is not func.body and isinstance(body, Seq) else (body,)

@@ -92,7 +92,7 @@ def reverse_compute_at(func: PrimFunc, block_name: str, axis: Var) -> PrimFunc:
     require_inputs_before(func, block, root_of(func, target), producers)
     above = [*loops_above(func, target), target]
     _require_iterations(block, above)
-    analyzer = Analyzer()
+    analyzer = Analyzer(func.sizes)
     for loop in above:
         analyzer.bind(loop.var, loop.min, loop.extent)
     parts: dict[Var, Part] = {}

@@ -85,7 +85,7 @@ def set_store_predicate(func: PrimFunc, block_name: str, condition: Expr) -> Pri
     for loop in loops:
         if loop not in combined:
             _check_loop(block, loop, condition)
-    analyzer = Analyzer()
+    analyzer = Analyzer(func.sizes)
     for loop in loops_above(func, block):
         analyzer.bind(loop.var, loop.min, loop.extent)
     first = analyzer.simplify(substitute(condition, {l.var: l.min for l in loops}))

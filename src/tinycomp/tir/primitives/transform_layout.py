@@ -119,7 +119,7 @@ def transform_layout(
         raise ScheduleError(
             f"the shape of {buffer.name!r} is symbolic", hint="give the dimensions as numbers"
         )
-    analyzer = Analyzer()
+    analyzer = Analyzer(func.sizes)
     for var, extent in zip(variables, buffer.shape, strict=True):
         analyzer.bind(var, 0, extent)
     shape: list[Expr] = []
