@@ -36,6 +36,7 @@ from ..ir.node import Node, fold
 from . import arithmetic, intrinsics, memory
 from .builder import ELEMENT, FunctionBuilder, Value, literal, vector
 from .runtime_abi import ERROR
+from .workspace import num_elements, on_stack
 
 _DIVISIONS = (BinaryOp.FLOORDIV, BinaryOp.FLOORMOD, BinaryOp.TRUNCDIV, BinaryOp.TRUNCMOD)
 
@@ -75,6 +76,15 @@ def access_of(buffer: Any, indices: tuple[Expr, ...]) -> Access:
     return Access(linear, linear.lanes, linear.lanes > 1)
 
 
+def is_register(buffer: Any, access: Access) -> bool:
+    """Whether all lanes of a vector access are at a constant place of a buffer on the stack: unless
+    it is masked, LLVM keeps what is there in a register."""
+    start = access.index
+    if access.lanes == 1 or access.scattered or not isinstance(start, IntImm):
+        return False
+    return on_stack(buffer) and 0 <= start.value <= num_elements(buffer) - access.lanes
+
+
 def _as_int64(index: Expr) -> Expr:
     if index.dtype is DType.INT64:
         return index
@@ -91,6 +101,7 @@ class ExprEmitter:
         self._values: dict[Node, Value] = {}
         self._trail: list[Node] = []  # keys of _values in order, to forget a branch's values
         self._mask: Value | None = None  # lanes that are wanted, inside a vector if_then_else
+        self.blended: Expr | None = None  # where this is false, lanes of the value do not matter
         self._accesses: dict[Node, Access] = {}
         self._costly: dict[Node, bool] = {}
         self._non_negative: dict[Node, bool] = {}
@@ -178,7 +189,12 @@ class ExprEmitter:
             base = self.bindings.buffers[node.source]
             index, dtype = self._values[access.index], node.dtype
             mask = self._load_mask(node.predicate, access.lanes)
-            if access.scattered:
+            if mask is not None and is_register(node.source, access):
+                value = memory.load(self.b, base, dtype, index, access.lanes, None)
+                if node.predicate is not self.blended:
+                    zero = literal(0, value.element, value.lanes)
+                    value = self.b.select(self.b.splat(mask, value.lanes), value, zero)
+            elif access.scattered:
                 value = memory.gather(self.b, base, dtype, index, mask)
             else:
                 value = memory.load(self.b, base, dtype, index, access.lanes, mask)

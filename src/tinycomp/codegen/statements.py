@@ -23,16 +23,17 @@ from ..ir.expr import (
     IntImm,
     Load,
     Ramp,
+    ReduceLanes,
     Var,
     as_int,
     variables,
 )
-from ..ir.node import fold, preorder
+from ..ir.node import fold, postorder, preorder
 from ..te.evaluate_expr import BINARY
 from ..tir.nodes import Alloc, Buffer, Evaluate, For, ForKind, If, PrimFunc, Seq, Stmt, Store
 from . import memory
 from .builder import ELEMENT, FunctionBuilder, ModuleBuilder, Value, literal
-from .expressions import Bindings, ExprEmitter, access_of
+from .expressions import Bindings, ExprEmitter, access_of, is_register
 from .runtime_abi import PARALLEL_FOR
 from .workspace import Bytes, Workspace, on_stack
 
@@ -161,12 +162,21 @@ class StatementEmitter:
         mask = None
         if stmt.predicate is not None and stmt.predicate is not TRUE:
             mask = evaluate(stmt.predicate)
+        in_register = is_register(stmt.buffer, access)
+        if in_register and not any(isinstance(n, ReduceLanes) for n in postorder(stmt.value)):
+            self.expressions.blended = stmt.predicate
         value = evaluate(stmt.value)
+        self.expressions.blended = None
         base, dtype = self.bindings.buffers[stmt.buffer], stmt.buffer.dtype
         if access.scattered:
             memory.scatter(self.b, base, dtype, index, self.b.splat(value, index.lanes), mask)
             return
         value = self.b.splat(value, access.lanes)
+        if mask is not None and in_register:
+            old = memory.load(self.b, base, dtype, index, access.lanes, None)
+            value = self.b.select(self.b.splat(mask, access.lanes), value, old)
+            memory.store(self.b, base, dtype, index, value, None)
+            return
         lane = None if mask is None else only_lane(stmt.predicate)
         if lane is not None:
             # LLVM 22 makes a truncation and such a masked store one scalar store of the wide type

@@ -40,8 +40,13 @@ def is_symbolic(buffer: Buffer) -> bool:
     return not all(isinstance(d, IntImm) for d in buffer.shape)
 
 
+def num_elements(buffer: Buffer) -> int:
+    """The elements of a buffer of known size."""
+    return math.prod(as_int(d) for d in buffer.shape)
+
+
 def buffer_bytes(buffer: Buffer) -> int:
-    return math.prod(as_int(d) for d in buffer.shape) * buffer.dtype.itemsize
+    return num_elements(buffer) * buffer.dtype.itemsize
 
 
 def buffer_end(buffer: Buffer, alignment: int) -> Bytes:

@@ -137,7 +137,7 @@ class LinearForms:
     def _upper(self, form: Linear) -> float:
         """An upper bound of the form, also through the symbolic limits of variables."""
         best = form.hi
-        for _ in range(_MAX_NESTING if self._limit else 0):
+        for _ in range(_MAX_NESTING if self._limit or best == INF else 0):
             raised = self._raise_to_limit(form)
             if raised is None:
                 break
@@ -146,10 +146,14 @@ class LinearForms:
         return best
 
     def _raise_to_limit(self, form: Linear) -> Linear | None:
-        """A larger form, with one variable replaced by its symbolic limit, if there is one."""
+        """A larger form, if there is one: a variable replaced by its symbolic limit, or
+        c * (x // c) by x."""
         for t, k in form.terms.items():
             if k < 0:
                 continue
+            quotient = self._without_quotient(form, t, k)
+            if quotient is not None:
+                return quotient
             larger = self._limit.get(t)  # type: ignore[call-overload]
             factors = factors_of(t)
             for p, q in (factors, factors[::-1]) if len(factors) == 2 else ():
@@ -164,6 +168,27 @@ class LinearForms:
                 rest = {u: n for u, n in form.terms.items() if u is not t}
                 return self._combine(self._make(rest, form.const), larger, k)
         return None
+
+    def _without_quotient(self, form: Linear, t: Expr, k: int) -> Linear | None:
+        """A larger form without the term k * t, if t is x // c: c * (x // c) is at most x, and
+        x // c - y // c at most (x - y) / c, rounded up."""
+        divided = _divided_by_const(t)
+        if divided is None or divided[0] is not BinaryOp.FLOORDIV:
+            return None
+        c, x = divided[1], self._linear(t.a)  # type: ignore[attr-defined]
+        rest = {u: n for u, n in form.terms.items() if u is not t}
+        if k % c == 0:
+            return self._combine(self._make(rest, form.const), x, k // c)
+        for other in [u for u in rest if rest[u] == -k and _divided_by_const(u) == divided]:
+            most = self._combine(x, self._linear(other.a), -1).hi  # type: ignore[attr-defined]
+            if most < INF:
+                del rest[other]
+                return self._make(rest, form.const - k * (-int(most) // c))
+        return None
+
+    def _linear(self, expr: Expr) -> Linear:
+        """The form of any scalar int64 expression."""
+        raise NotImplementedError  # the analyzer knows the forms of operators
 
     def _product(self, a: Linear, b: Linear) -> Linear:
         total = self._combine(self._scale(a, b.const), self._scale(b, a.const))

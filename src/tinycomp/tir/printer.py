@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..te.simplify import Analyzer
 from .nodes import (
     Alloc,
     Async,
@@ -96,7 +97,8 @@ def _parts(stmt: Stmt, depth: int) -> list[tuple[Any, int]]:
 
 
 def _loop_text(loop: For) -> str:
-    first = "" if str(loop.min) == "0" else f"{loop.min}, {loop.min + loop.extent}"
+    end = Analyzer().simplify(loop.min + loop.extent)
+    first = "" if str(loop.min) == "0" else f"{loop.min}, {end}"
     name = "range" if loop.kind is ForKind.SERIAL else str(loop.kind)
     thread = f', "{loop.thread}"' if loop.thread else ""
     notes = f"  # {_notes(loop.annotations)}" if loop.annotations else ""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...dtype import DType
-from ...ir.expr import Binary, BinaryOp, Call, Expr, IntImm, Load, Select, Var
+from ...ir.expr import Binary, BinaryOp, Call, Expr, IntImm, Load, Select, Var, const, variables
 from ...ir.node import fold, postorder
 from ...te.simplify import Analyzer
 from ..nodes import If, Stmt
@@ -30,6 +30,21 @@ class Guard:
         if c > 0:  # holds from -low / c on, fails before
             return -(low // c), (-1 - high) // c + 1
         return low // -c + 1, -((-1 - high) // -c)  # holds up to low / -c, fails after
+
+    def depends_on(self, var: Var) -> bool:
+        """Whether `rest` changes with the loop too."""
+        return self.rest is not None and var in variables(self.rest)
+
+    def first_iteration(self) -> Expr:
+        """From where on the guard holds whatever the loops inside do; of a positive coefficient."""
+        return const(0) - self._total() // self.coefficient
+
+    def end(self) -> Expr:
+        """Up to where it does so, exclusive; of a negative coefficient."""
+        return self._total() // -self.coefficient + 1
+
+    def _total(self) -> Expr:
+        return const(self.low) if self.rest is None else self.rest + self.low
 
     def decided(self, first: int, last: int) -> bool | None:
         """The condition's value if the same for all iterations first..last, else None."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
-from ...ir.expr import FALSE, TRUE, Expr, IntImm, Var, all_of, const
+from ...ir.expr import FALSE, TRUE, BinaryOp, Expr, IntImm, Var, all_of, binary, const
 from ...te.simplify import Analyzer
 from ..nodes import For, ForKind, If, PrimFunc, Seq, Stmt
 from ..tree import child_statements, statements
@@ -29,7 +29,11 @@ def loop_partition(func: PrimFunc) -> PrimFunc:
     Guards are the comparisons in Ifs and in conditions of values (padding, concatenation), affine
     in the loop's variable. A parallel loop stays one loop, with versions of its body under `if`;
     so does a loop with guards in one part of its body only, or guards that involve more than
-    constants: under the `if` they hold.
+    constants: under the `if` they hold. Over symbolic sizes, a serial loop becomes up to three: the
+    iterations in which all guards hold, and what comes before and after.
+
+        for i.o in (n + 7) // 8: for i.i in 8:       for i.o in n // 8: for i.i in 8: body
+          if i.o*8 + i.i < n: body           -->     for i.o in n // 8, (n + 7) // 8: ...
     """
     return _Partition(func).run()
 
@@ -56,6 +60,11 @@ class _Partition:
                 for part in self.parts(stmt, guards, ranges):
                     loops.append((yield self.visit(part, hot)))
                 return seq(loops)
+            thirds = self.symbolic(stmt) if hot and self.func.sizes else None
+            if thirds is not None:
+                before, interior, after = thirds
+                before, after = (yield self.visit(before, False)), (yield self.visit(after, False))
+                return seq([before, (yield self.visit(interior, hot)), after])
             stmt = self.branches(stmt, hot)
         children = []
         slow = stmt.otherwise if isinstance(stmt, If) and stmt.condition in self.switches else None
@@ -86,6 +95,38 @@ class _Partition:
         guards = [g for place, group in groups if place is loop.body for g in group]
         guards = [g for g in guards if g.rest is None]
         return self.ranges(loop, guards, loop.body), guards
+
+    def symbolic(self, loop: For) -> tuple[Stmt, Stmt, Stmt] | None:
+        """The iterations of a serial loop before those in which its guards hold, these without the
+        guards, and those after; None if bounds are constant, or it costs too much."""
+        if loop.kind is not ForKind.SERIAL:
+            return None
+        groups = self.groups(loop).values()
+        guards = [g for place, group in groups if place is loop.body for g in group]
+        guards = [g for g in guards if g.coefficient and not g.depends_on(loop.var)]
+        bounds = [g.first_iteration() if g.coefficient > 0 else g.end() for g in guards]
+        if all(isinstance(e, IntImm) for e in (loop.min, loop.extent, *bounds)):
+            return None
+        start, stop = loop.min, self.analyzer.simplify(loop.min + loop.extent)
+        first, end = start, stop
+        for guard, bound in zip(guards, bounds, strict=True):
+            if guard.coefficient > 0:
+                first = binary(BinaryOp.MAX, first, bound)
+            else:
+                end = binary(BinaryOp.MIN, end, bound)
+        first = self.analyzer.simplify(binary(BinaryOp.MIN, first, stop))
+        end = self.analyzer.simplify(binary(BinaryOp.MAX, first, end))
+        price = cost(loop.body) * ((first is not start) + (end is not stop))
+        if not price or price > self.budget:
+            return None
+        self.budget -= price
+        holds = substituter({g.condition: TRUE for g in guards})
+        interior = replace(self.between(loop, first, end), body=holds(loop.body))
+        before, after = self.between(loop, start, first), self.between(loop, end, stop)
+        return copy(before), interior, copy(after)
+
+    def between(self, loop: For, first: Expr, end: Expr) -> For:
+        return replace(loop, min=first, extent=self.analyzer.simplify(end - first))
 
     def branches(self, loop: For, hot: bool) -> For:
         """The loop with versions of parts of its body, smallest parts first."""

@@ -29,6 +29,7 @@ from ...ir.expr import (
 from ...ir.fold import refold
 from ...ir.node import fold, postorder
 from ...target import Target
+from ...te.simplify import Analyzer
 from ..nodes import (
     Alloc,
     Buffer,
@@ -43,7 +44,18 @@ from ..nodes import (
     Store,
 )
 from ..tree import statements, written_buffers
-from .visit import Visit, drive, make_if, rebuild_stmt, rebuilt, seq, substituter, uses
+from .guards import is_comparison, linear_terms
+from .visit import (
+    Visit,
+    conjuncts,
+    drive,
+    make_if,
+    rebuild_stmt,
+    rebuilt,
+    seq,
+    substituter,
+    uses,
+)
 
 _REDUCIBLE = (BinaryOp.ADD, BinaryOp.MUL, BinaryOp.MIN, BinaryOp.MAX)
 MAX_UNROLLED = 4  # vectors of one loop that are written out; more become a loop over vectors
@@ -85,20 +97,47 @@ def _vector_loop(loop: For, target: Target) -> Stmt:
         return serial
     extent, native = loop.extent.value, _native_lanes(loop.body, target)
     whole, rest = divmod(extent, native)
+    first = _condition_of_first(loop)
+    common = first is not None
     try:
         parts: list[Stmt] = []
         if whole <= MAX_UNROLLED:
             starts = [loop.min + native * i for i in range(whole)]
-            parts += [_lanes(loop, start, native) for start in starts]
+            parts += [_lanes(loop, start, native, common) for start in starts]
         else:
             chunk = Var(loop.var.name, loop.var.dtype)
-            body = _lanes(loop, loop.min + chunk * native, native)
+            body = _lanes(loop, loop.min + chunk * native, native, common)
             parts.append(For(chunk, const(0), const(whole), body))
         if rest:
-            parts.append(_lanes(loop, loop.min + native * whole, rest))
+            parts.append(_lanes(loop, loop.min + native * whole, rest, common))
     except _NotVectorizable:
         return serial
-    return seq(parts)
+    return seq(parts) if first is None else make_if(first, seq(parts))
+
+
+def _condition_of_first(loop: For) -> Expr | None:
+    """The guard of all the body in the first iteration, if it fails in all where it fails there,
+    and elements are read that are the same in all iterations: these need no guard then."""
+    guard = loop.body
+    if not isinstance(guard, If) or guard.otherwise is not None:
+        return None
+    loads = [n for n in postorder(guard.then) if isinstance(n, Load) and n.indices]
+    if all(uses_any(n.indices, loop.var) for n in loads):
+        return None
+    if not all(_falls(c, loop.var) for c in conjuncts(guard.condition)):
+        return None
+    return substituter({loop.var: loop.min})(guard.condition)
+
+
+def _falls(condition: Expr, var: Var) -> bool:
+    """Whether the condition, once it fails, fails for all larger values of the variable."""
+    if not uses(condition, [var]):
+        return True
+    if not is_comparison(condition):
+        return False
+    assert isinstance(condition, Binary)
+    terms, _ = linear_terms(Analyzer().simplify(condition.b - condition.a))
+    return all(k < 0 if t is var else not uses(t, [var]) for t, k in terms.items())
 
 
 def _reduce_lanes(loop: For, target: Target) -> Stmt:
@@ -170,11 +209,12 @@ def _is_copy(store: Store) -> bool:
     return isinstance(value, Load)
 
 
-def _lanes(loop: For, start: Expr, lanes: int) -> Stmt:
-    """`lanes` iterations of the loop from `start` as vector statements."""
+def _lanes(loop: For, start: Expr, lanes: int, common: bool) -> Stmt:
+    """`lanes` iterations of the loop from `start` as vector statements; `common`: what all
+    iterations read may be read."""
     if lanes == 1:
         return substituter({loop.var: start})(loop.body)
-    return _Lanes(loop.var, start, lanes).run(loop.body)
+    return _Lanes(loop.var, start, lanes, common).run(loop.body)
 
 
 def _broadcast(value: Expr, lanes: int) -> Expr:
@@ -184,8 +224,9 @@ def _broadcast(value: Expr, lanes: int) -> Expr:
 class _Lanes:
     """Rewrites one loop body to vectors of `lanes` iterations."""
 
-    def __init__(self, var: Var, start: Expr, lanes: int) -> None:
-        self.lanes = lanes
+    def __init__(self, var: Var, start: Expr, lanes: int, common: bool = False) -> None:
+        self.lanes, self.common = lanes, common
+        self.outer: Expr | None = None  # the mask of the guard of all the body
         self.ramp = Ramp(start, const(1, start.dtype), lanes)
         self.var = var
         self.memo: dict[Any, Any] = {}
@@ -199,7 +240,9 @@ class _Lanes:
     def expr(self, value: Expr, mask: Expr | None = None) -> Expr:
         """The vector (or scalar, where the lanes agree) that `value` is in these iterations."""
         result = fold(value, self._step, self.memo)
-        return result if mask is None else self._masked(result, mask)
+        if mask is None:
+            return result
+        return self._masked(result, mask, self.common and mask is self.outer)
 
     def _step(self, node: Any, parts: list[Any]) -> Any:
         if node is self.var:
@@ -224,13 +267,17 @@ class _Lanes:
             return Call("if_then_else", (condition, a, b), a.dtype)
         return select(condition, self._masked(a, condition), self._masked(b, ~condition))
 
-    def _masked(self, value: Expr, mask: Expr) -> Expr:
-        """`value` where lanes without `mask` read nothing and report nothing."""
+    def _masked(self, value: Expr, mask: Expr, common: bool = False) -> Expr:
+        """`value` where lanes without `mask` read nothing and report nothing; except, if `common`,
+        what all lanes read."""
 
         def step(node: Any, parts: list[Any]) -> Any:
             if isinstance(node, Load) and node.indices:  # without: one element, always there
                 indices = [*parts[: len(node.indices)]]
-                if all(i.lanes == 1 for i in indices):  # not even one lane may be allowed to read
+                if all(i.lanes == 1 for i in indices):
+                    if common and node.predicate is None:
+                        return node.with_children(indices)
+                    # not even one lane may be allowed to read
                     indices[0] = _broadcast(indices[0], self.lanes)
                 old = node.predicate
                 both = mask if old is None else binary(BinaryOp.AND, parts[-1], mask)
@@ -288,6 +335,8 @@ class _Lanes:
             if stmt.otherwise is not None:
                 otherwise = yield self.stmt(stmt.otherwise, mask)
             return make_if(condition, then, otherwise)
+        if mask is None:
+            self.outer = condition
         parts = [(yield self.stmt(stmt.then, _both(mask, condition)))]
         if stmt.otherwise is not None:
             parts.append((yield self.stmt(stmt.otherwise, _both(mask, ~condition))))
