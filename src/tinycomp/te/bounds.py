@@ -46,16 +46,21 @@ def _over(x: Bound, y: Bound, divide: Callable[[int, int], int]) -> Bound:
 
 
 def floordiv(a: Range, b: Range) -> Range:
-    """Range of a // b for a positive divisor, which makes it monotone in a; else unknown."""
-    if b[0] < 1:
+    """Range of a // b for a divisor that is not negative, which makes it monotone in a; else
+    unknown. By zero gives 0."""
+    if b[0] < 0:
         return UNKNOWN
+    if b[0] == 0:
+        return union((0, 0), floordiv(a, (1, max(1, b[1]))))
     corners = [_over(x, y, lambda p, q: p // q) for x in a for y in b]
     return min(corners), max(corners)
 
 
 def floormod(a: Range, b: Range) -> Range:
-    if b[0] < 1:
+    if b[0] < 0:
         return UNKNOWN
+    if b[0] == 0:
+        return union((0, 0), floormod(a, (1, max(1, b[1]))))
     if a[0] >= 0 and a[1] < b[0]:
         return a
     return 0, min(b[1] - 1, a[1]) if a[0] >= 0 else b[1] - 1

@@ -136,8 +136,10 @@ def _axes(func: PrimFunc, root: Stmt) -> _Axes:
             continue
         if not isinstance(stmt.extent, IntImm):
             raise ScheduleError(
-                f"{func.name}: {stmt.thread} has the extent {stmt.extent}, which is not known",
-                hint="split the loop by a constant and bind the inner part",
+                f"{func.name}: the loop {stmt.var.name!r}, bound to {stmt.thread}, has the extent "
+                f"{stmt.extent}, which is not known",
+                hint="split the loop by a constant and bind the inner part, or build(..., "
+                "specialize=True)",
                 span=func.span,
             )
         known = axes.extents.get(stmt.thread, 1)

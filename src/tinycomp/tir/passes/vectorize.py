@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...diagnostics import InternalError
+from ...diagnostics import InternalError, ScheduleError
 from ...dtype import DType
 from ...ir.expr import (
     TRUE,
@@ -25,6 +25,7 @@ from ...ir.expr import (
     const,
     is_const,
     select,
+    variables,
 )
 from ...ir.fold import refold
 from ...ir.node import fold, postorder
@@ -74,6 +75,7 @@ def vectorize(func: PrimFunc, target: Target) -> PrimFunc:
     element, a loop nested in lanes of different length) becomes a serial loop.
 
     Raises:
+        ScheduleError: the length of a vectorized loop is symbolic.
         InternalError: the lanes store different values to one element.
     """
 
@@ -84,11 +86,23 @@ def vectorize(func: PrimFunc, target: Target) -> PrimFunc:
             if reduced is not result:
                 return reduced
         if isinstance(result, For) and result.kind is ForKind.VECTORIZED:
+            _require_known(func, result)
             return _vector_loop(result, target)
         return result
 
     body = drive(visit(func.body))
     return func if body is func.body else replace(func, body=body)
+
+
+def _require_known(func: PrimFunc, loop: For) -> None:
+    if any(v in func.sizes for v in variables(loop.extent)):
+        raise ScheduleError(
+            f"{func.name}: the vectorized loop {loop.var.name!r} has the extent {loop.extent}, "
+            "which is not known",
+            hint="split it by a constant and vectorize the inner loop, or build(..., "
+            "specialize=True)",
+            span=func.span,
+        )
 
 
 def _vector_loop(loop: For, target: Target) -> Stmt:

@@ -20,12 +20,13 @@ for i.outer in range(3):
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ...diagnostics import ScheduleError
 from ...ir.expr import Expr, IntImm, Var, as_expr, const
+from ...te.simplify import Analyzer
 from ..nodes import For, ForKind, PrimFunc, Stmt
 from ..tree import loop_of, replace_stmt, substitute_stmt
 from .common import guard_blocks, names_around, unique
@@ -92,7 +93,8 @@ def split(
             f"loop {axis.name!r} is already {loop.kind}", hint=f"split first, then {loop.kind}"
         )
     inner_size = math.prod(known)
-    inferred = (loop.extent + (inner_size - 1)) // inner_size
+    analyzer = Analyzer(func.sizes)
+    inferred = analyzer.simplify((loop.extent + (inner_size - 1)) // inner_size)
     extents: list[Expr] = [inferred if size is None else as_expr(size) for size in sizes]
     total: Expr = const(1)
     for extent in extents:
@@ -106,11 +108,19 @@ def split(
     for var, extent in zip(axes[1:], extents[1:], strict=True):
         value = value * extent + var
     body: Stmt = substitute_stmt(loop.body, {axis: value + loop.min})
-    if not isinstance(loop.extent, IntImm) or total is not loop.extent:
+    if total is not loop.extent and not _covers(zip(axes, extents, strict=True), value, loop, func):
         body = guard_blocks(body, value < loop.extent)
     for var, extent in reversed(list(zip(axes[1:], extents[1:], strict=True))):
         body = replace(loop, var=var, min=const(0), extent=extent, body=body)
     return replace_stmt(func, loop, For(axes[0], const(0), extents[0], body)), axes
+
+
+def _covers(loops: Iterable[tuple[Var, Expr]], value: Expr, loop: For, func: PrimFunc) -> bool:
+    """Whether the new loops have no iterations besides those of a loop of symbolic extent."""
+    analyzer = Analyzer(func.sizes)
+    for var, extent in loops:
+        analyzer.bind(var, 0, extent)
+    return not isinstance(loop.extent, IntImm) and analyzer.proves(value < loop.extent)
 
 
 def _require_cover(total: Expr, loop: For, sizes: Sequence[int | None]) -> None:
