@@ -94,15 +94,21 @@ assert (lo + hi == a).all()
 # %% [markdown]
 # ## Symbolic shapes
 #
-# `te.var` is a size that is known when the function is called. Each new size is compiled at its
-# first call. A variable that is no dimension is a scalar argument.
+# `te.var` is a size that is known when the function is called: the code is compiled once and takes
+# it as a parameter. A variable that is no dimension is a scalar argument. Splitting a symbolic
+# extent by a constant gives an inner loop of known length; the last tile may be a part of one, and
+# lowering divides the outer loop so that only that one is guarded.
 
 # %%
 n, alpha = te.var("n"), te.var("alpha", "float32")
 X = te.placeholder((n,), name="X")
 Y = te.compute((n,), lambda i: X[i] * alpha, name="Y")
-scale = tinycomp.build(te.create_schedule(Y), [alpha, X, Y], name="scale")
-for size in (3, 5):
+s = te.create_schedule(Y)
+_, inner = s[Y].split("i", factor=16)
+s[Y].vectorize(inner)
+print(tinycomp.lower(s, [alpha, X, Y]))
+scale = tinycomp.build(s, [alpha, X, Y], name="scale")
+for size in (3, 16, 37):
     x, y = np.ones(size, "float32"), np.empty(size, "float32")
     scale(2.5, x, y)
     assert (y == 2.5).all()

@@ -278,7 +278,7 @@ def test_the_extent_of_a_known_loop_is_constant():
 
 def tiled_on_gpu():
     """Tiles of both operands in shared memory, filled by all threads of a block."""
-    n, m, l = te.var("n"), te.var("m"), te.var("l")  # noqa: E741
+    n, m, l = te.var("n"), te.var("m"), te.var("l")
     a, b = te.placeholder((n, l), name="A"), te.placeholder((l, m), name="B")
     k = te.reduce_axis((0, l), name="k")
     c = te.compute((n, m), lambda i, j: te.sum(a[i, k] * b[k, j], axis=k), name="C")
