@@ -58,6 +58,51 @@ def test_specialized_sizes_are_compiled_when_seen():
         assert "int n" not in f.get_source()
 
 
+def test_one_code_takes_the_size():
+    f = tinycomp.build(*doubled(te.var("n")), target="cuda -arch=sm_90a", name="twice")
+    source = f.get_source()
+    assert "const int n)" in source
+    assert str(f.launches[0].grid[0]) == "(n + 127) // 128"
+    for n in (0, 1, 127, 300):
+        a, b = np.ones(n, np.float32), np.empty(n, np.float32)
+        f.simulate(a, b)
+        assert (b == 2).all()
+        assert (f.launches[0].grid[0], f.launches[0].sizes) == (-(-n // 128), (n,))
+    assert f.get_source() is source
+    (access,) = f.accesses_at(n=1024)
+    assert (access.blocks, access.moved) == (8, 8192)
+    with pytest.raises(TinycompError, match=r"sizes of twice are \['n'\]"):
+        f.accesses_at(m=3)
+
+
+def test_indices_that_do_not_fit_an_int_are_long():
+    n = te.var("n")
+    a = te.placeholder((n, n), name="A")
+    b = te.compute((n,), lambda i: a[i, n - 1 - i], name="B")
+    s = te.create_schedule(b)
+    f = tinycomp.build(s, [a, b], target="cuda -arch=sm_90a")
+    assert "const int n)" in f.get_source()
+    f.accesses_at(n=30000)
+    assert "const int n)" in f.get_source()
+    f.accesses_at(n=60000)
+    assert "const long long n)" in f.get_source()
+
+
+def test_a_grid_over_the_limits_is_refused_when_called():
+    n = te.var("n")
+    a = te.placeholder((n, 4), name="A")
+    b = te.compute((n, 4), lambda i, j: a[i, j] + 1.0, name="B")
+    s = te.create_schedule(b)
+    s[b].bind("i", "blockIdx.y")
+    s[b].bind("j", "threadIdx.x")
+    f = tinycomp.build(s, [a, b], target="cuda -arch=sm_90a")
+    x = np.ones((70000, 4), np.float32)
+    with pytest.raises(ScheduleError, match=r"blockIdx\.y has extent 70000, at most 65535"):
+        f.simulate(x, np.empty_like(x))
+    f.simulate(x[:8], y := np.empty((8, 4), np.float32))
+    assert (y == 2).all()
+
+
 def test_arguments_are_checked():
     f = tinycomp.build(*doubled(), target="cuda -arch=sm_90a")
     a = np.ones(1000, np.float32)
@@ -188,3 +233,24 @@ def test_accesses_show_what_is_not_coalesced():
     (touched,) = tinycomp.build(s, [a, b], "cuda -arch=sm_90a").accesses
     found = {site.verb: site.efficiency for site in touched.sites}
     assert found == {"load": 4 / 32, "store": 1.0}  # 4 bytes of each sector of 32
+
+
+@needs_nvrtc
+def test_symbolic_sizes_on_the_device():
+    """Two launches with a workspace that grows; the sizes are arguments of the kernels."""
+    n, m = te.var("n"), te.var("m")
+    a = te.placeholder((n, m), name="A")
+    b = te.compute((n, m), lambda i, j: a[i, j] + 1.0, name="B")
+    c = te.compute((m, n), lambda i, j: b[j, i] * 2.0, name="C")
+    f, driver = on_fake_device(
+        tinycomp.build(te.create_schedule(c), [a, c], target="cuda -arch=sm_90a")
+    )
+    for shape in ((3, 5), (40, 30), (2, 2), (0, 3)):
+        x, y = np.full(shape, 2.0, np.float32), np.empty(shape[::-1], np.float32)
+        f(x, y)
+        assert (y == 6).all()
+    assert driver.launches == 6  # without blocks there is nothing to launch
+    x, y = put(driver, np.ones((9, 7), np.float32)), put(driver, np.empty((7, 9), np.float32))
+    f(x, y)
+    driver.synchronize(0)
+    assert (y.get() == 4).all()

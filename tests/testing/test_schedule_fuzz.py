@@ -32,6 +32,16 @@ def test_random_schedules(part):
     assert sum(report.accepted.values()) > sum(report.refused.values())
 
 
+@pytest.mark.fuzz
+@pytest.mark.parametrize("part", range(2))
+def test_random_schedules_over_symbolic_sizes(part):
+    """One code for each schedule, run with four sets of sizes."""
+    report = fuzz(range(part * 50, (part + 1) * 50), most_failures=3, symbolic=True)
+    assert not report.failures, str(report)
+    assert report.cases == 50
+    assert sum(report.accepted.values()) > sum(report.refused.values())
+
+
 def test_cases_cover_computations_and_odd_sizes():
     cases = [draw_case(seed) for seed in range(CASES)]
     assert {c.computation for c in cases} == set(COMPUTATIONS)

@@ -5,6 +5,7 @@ out of bounds.
 """
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,25 +23,30 @@ from tinycomp.tir.tree import statements
 GROUPS, SEEDS = 6, 20
 
 
-def threads_of(seed):
+def threads_of(seed, symbolic=False):
     """Run one case; the number of different thread axes, or None where lowering refuses it."""
-    case = draw_case(seed)
+    case = draw_case(seed, symbolic)
     drawn = random_schedule(case, weights=FOR_GPUS)
     try:
         func = lower_gpu(bind_unbound(drawn.schedule.func))
     except ScheduleError:
         return None
-    computation = drawn.computation
-    arrays = computation.arrays(np.random.default_rng(seed))
+    for sizes in case.runs():
+        check_at(case, drawn, func, sizes)
+    return len({s.thread for s in statements(func.body) if isinstance(s, For) and s.thread})
+
+
+def check_at(case, drawn, func, sizes):
+    computation = replace(case, sizes=sizes, symbolic=False).make()
+    arrays = computation.arrays(np.random.default_rng(case.seed))
     expected = evaluate(computation.outputs, dict(zip(computation.inputs, arrays, strict=True)))
     results = [np.empty(np.shape(e), np.asarray(e).dtype) for e in expected]
-    run(func, [*arrays, *results])
+    run(func, [*arrays, *results], sizes={v: sizes[v.name] for v in func.sizes})
     for result, want in zip(results, expected, strict=True):
         largest = float(np.max(np.abs(want), initial=1)) if want.dtype.kind == "f" else 1
         tolerance = 0.0 if computation.exact else 1e-4 * largest
         difference = compare_arrays("result", result, want).difference
-        assert difference <= tolerance, f"{case}\n{drawn.schedule.trace()}"
-    return len({s.thread for s in statements(func.body) if isinstance(s, For) and s.thread})
+        assert difference <= tolerance, f"{case} at {sizes}\n{drawn.schedule.trace()}"
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
@@ -49,3 +55,9 @@ def test_random_schedules(group):
     ran = sum(n for axes, n in found.items() if axes is not None)
     assert ran >= SEEDS // 3, found
     assert any(axes is not None and axes > 1 for axes in found), found
+
+
+@pytest.mark.parametrize("group", range(2))
+def test_random_schedules_over_symbolic_sizes(group):
+    found = Counter(threads_of(seed, True) for seed in range(group * SEEDS, (group + 1) * SEEDS))
+    assert sum(n for axes, n in found.items() if axes is not None) >= SEEDS // 5, found

@@ -112,7 +112,7 @@ def scan():
     n, m = te.var("n"), te.var("m")
     x = te.placeholder((m, n), name="X")
     state = te.placeholder((m, n), name="S")
-    init = te.compute((1, n), lambda t, i: x[0, i], name="first")
+    init = te.compute((1, n), lambda t, i: te.const(1.0, "float32"), name="first")
     update = te.compute((m, n), lambda t, i: state[t - 1, i] * 0.5 + x[t, i], name="next")
     out = te.scan(init, update, state, inputs=[x])
     s = te.create_schedule(out)
@@ -120,10 +120,10 @@ def scan():
     s[update].vectorize(inner)
 
     def expected(x):
-        rows = [x[0]] if len(x) else []
-        for row in x[1:]:
-            rows.append(rows[-1] * np.float32(0.5) + row)
-        return np.array(rows, "float32").reshape(x.shape)
+        out = np.ones_like(x)
+        for t in range(1, len(x)):
+            out[t] = out[t - 1] * 0.5 + x[t]
+        return out
 
     return s, [x, out], expected
 
@@ -151,7 +151,7 @@ CASES = {
     matmul: [((0, 3), (3, 2)), ((1, 1), (1, 1)), ((6, 8), (8, 32)), ((13, 7), (7, 70)),
              ((5, 0), (0, 9)), ((12, 9), (9, 64))],
     softmax: [(0, 3), (1, 1), (5, 8), (16, 33)],
-    scan: [(1, 1), (2, 3), (5, 8), (7, 13)],
+    scan: [(0, 3), (1, 1), (2, 3), (5, 8), (7, 13)],
     transposed: [*TWO, (4, 0)],
 }  # fmt: skip
 PAIRS = [(case, shape) for case, shapes in CASES.items() for shape in shapes]

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,8 +29,10 @@ from ..runtime.compare import compare_arrays
 from ..target import Target
 from ..te.interpreter import evaluate
 from ..tir.lower import lower
+from ..tir.nodes import PrimFunc
 from ..tir.primitives.step import Step
 from ..tir.schedule import Schedule
+from ..tir.sizes import shape_at
 from ..tir.verify import verify
 from .guarded import GuardedMemory
 from .schedule_fuzz import Case, Drawn, draw_case, random_schedule, replay, smallest
@@ -82,6 +84,7 @@ class _Prepared:
     case: Case
     drawn: Drawn
     ir: KernelIR
+    func: PrimFunc
 
 
 class _Runner:
@@ -128,14 +131,24 @@ class _Runner:
         return load_object(compile_kernels(texts, Target.host(), opt), self.pool.imports)
 
     def _check(self, p: _Prepared, code: LoadedObject) -> tuple[str, str] | None:
-        computation = p.drawn.computation
+        for sizes in p.case.runs():
+            problem = self._check_at(p, code, sizes)
+            if problem:
+                kind, message = problem
+                return kind, f"at {sizes}: {message}" if p.case.symbolic else message
+        return None
+
+    def _check_at(
+        self, p: _Prepared, code: LoadedObject, sizes: Mapping[str, int]
+    ) -> tuple[str, str] | None:
+        computation = replace(p.case, sizes=sizes, symbolic=False).make()
         rng = np.random.default_rng(p.case.seed)
         inputs = computation.arrays(rng)
         expected = evaluate(computation.outputs, dict(zip(computation.inputs, inputs, strict=True)))
         order = p.drawn.schedule.func.params
         names = {b.name: a for b, a in zip(order, [*inputs, *expected], strict=True)}
         for threads in (1, 2):
-            got = self._call(p, code, inputs, threads, bool(rng.integers(2)))
+            got = self._call(p, code, inputs, sizes, threads, bool(rng.integers(2)))
             for index, (name, want) in enumerate(names.items()):
                 tolerance = 0.0 if index < len(inputs) else _tolerance(computation.exact, want)
                 found = compare_arrays(name, got[index], want)
@@ -151,22 +164,24 @@ class _Runner:
         p: _Prepared,
         code: LoadedObject,
         inputs: Sequence[np.ndarray],
+        sizes: Mapping[str, int],
         threads: int,
         at_end: bool,
     ) -> list[np.ndarray]:
         arrays: list[np.ndarray] = []
-        for cell, buffer in enumerate(p.drawn.schedule.func.params):
-            shape = tuple(d.value for d in buffer.shape)  # type: ignore[attr-defined]
+        values = {size: sizes[size.name] for size in p.func.sizes}
+        for cell, buffer in enumerate(p.func.params):
+            shape = shape_at(buffer, values)
             array = self.arrays.array(cell, shape, buffer.dtype.numpy, at_end=at_end)
             if cell < len(inputs):
                 array[...] = inputs[cell]
             arrays.append(array)
         state = RuntimeState(num_threads=threads, pool=self.pool.pool)
-        arguments = [ctypes.addressof(state), *map(address, arrays)]
-        size = p.ir.workspace_bytes + threads * p.ir.workspace_bytes_per_thread
+        arguments = [ctypes.addressof(state), *map(address, arrays), *values.values()]
+        size = p.ir.workspace_at(tuple(values.values()), threads)
         byte = np.dtype(np.uint8)
         workspace = self.workspace.array(0, (size,), byte, at_end=at_end, alignment=64)
-        if size:
+        if p.ir.has_workspace:
             arguments.append(address(workspace))
         native = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * len(arguments))
         if PARALLEL_FOR in p.ir.llvm_text:
@@ -185,7 +200,7 @@ def _prepare(case: Case, steps: Sequence[Step] | None) -> _Prepared:
     verify(drawn.schedule.func)
     func = lower(replace(drawn.schedule.func, name=f"case{case.seed}"), target)
     verify(func, lowered=True)
-    return _Prepared(case, drawn, emit_kernel(func, target))
+    return _Prepared(case, drawn, emit_kernel(func, target), func)
 
 
 def _check_replay(case: Case, drawn: Drawn) -> None:
@@ -219,7 +234,8 @@ def worker() -> None:
         request = json.loads(line)
         steps = request.get("steps")
         given = None if steps is None else Schedule.from_json(steps)
-        cases = [(draw_case(seed), given) for seed in request["seeds"]]
+        symbolic = request["symbolic"]
+        cases = [(draw_case(seed, symbolic), given) for seed in request["seeds"]]
         results = list(runner.run(cases, request["opt"]))
         print(json.dumps(results), flush=True)
 
@@ -230,7 +246,8 @@ def worker() -> None:
 class _Worker:
     """A process that runs cases; started anew after a crash or a hang."""
 
-    def __init__(self) -> None:
+    def __init__(self, symbolic: bool) -> None:
+        self.symbolic = symbolic
         self._process: subprocess.Popen[str] | None = None
 
     def __call__(
@@ -243,7 +260,7 @@ class _Worker:
             self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1)
         process = self._process
         assert process.stdin is not None
-        request = {"seeds": list(seeds), "opt": opt, "steps": steps}
+        request = {"seeds": list(seeds), "opt": opt, "steps": steps, "symbolic": self.symbolic}
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(request), file=process.stdin, flush=True)
         line = _line(process)  # never more than one at a time, so none waits in a buffer
@@ -272,13 +289,15 @@ def fuzz(
     seeds: Sequence[int],
     most_failures: int = 5,
     progress: Callable[[Report], object] = lambda report: None,
+    symbolic: bool = False,
 ) -> Report:
     """Run the cases of these seeds; stops after `most_failures`, each reduced to few steps.
 
-    `progress` is called after each batch with what is known so far.
+    `progress` is called after each batch with what is known so far. With `symbolic`, the code of a
+    case is for any sizes, and runs with several.
     """
     report = Report()
-    run = _Worker()
+    run = _Worker(symbolic)
     try:
         for start in range(0, len(seeds), BATCH):
             _batch(run, seeds[start : start + BATCH], report)
@@ -296,7 +315,7 @@ def _batch(run: _Worker, seeds: Sequence[int], report: Report) -> None:
     opt = _opt(seeds[0])
     results, problem = run(seeds, opt)
     if not problem:
-        _add(report, results)
+        _add(report, results, run.symbolic)
         return
     for seed in seeds:  # one of them is to blame
         _batch_of_one(run, seed, opt, report)
@@ -304,21 +323,22 @@ def _batch(run: _Worker, seeds: Sequence[int], report: Report) -> None:
 
 def _batch_of_one(run: _Worker, seed: int, opt: int, report: Report) -> None:
     results, problem = run([seed], opt)
-    _add(report, results)
+    _add(report, results, run.symbolic)
     if problem:
         report.cases += 1
-        report.failures.append(Failure(draw_case(seed), problem.split()[0], problem))
+        case = draw_case(seed, run.symbolic)
+        report.failures.append(Failure(case, problem.split()[0], problem))
 
 
 def _opt(seed: int) -> int:
     return 3 if seed // BATCH % OPTIMISED == 0 else 0
 
 
-def _add(report: Report, results: Sequence[dict[str, Any]]) -> None:
+def _add(report: Report, results: Sequence[dict[str, Any]], symbolic: bool) -> None:
     for result in results:
         report.cases += 1
         if "kind" in result:
-            case = draw_case(result["seed"])
+            case = draw_case(result["seed"], symbolic)
             report.failures.append(Failure(case, result["kind"], result["message"]))
         else:
             report.accepted.update(result["accepted"])

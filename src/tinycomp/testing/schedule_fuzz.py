@@ -13,19 +13,20 @@ True
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 from .. import te
 from ..diagnostics import InternalError, ScheduleError
 from ..dtype import DType
+from ..ir.expr import IntImm
 from ..te.intrin import TensorIntrin, decl_tensor_intrin
 from ..te.tensor import IterKind, topological
-from ..tir.nodes import Block
+from ..tir.nodes import Block, For
 from ..tir.primitives.common import kinds_in
 from ..tir.primitives.step import Step
 from ..tir.schedule import Schedule, Stage, create_schedule
@@ -38,10 +39,11 @@ _CHOICES: Mapping[str, Sequence[int]] = {  # of parameters that are no sizes
 }  # fmt: skip
 _MOST_POINTS = 2500  # of the product of all sizes
 _MOST_STEPS = 12
+_WITH_NUMBERS = ("flatten", "space_to_depth", "mean_and_variance", "layer_norm")
 _FACTORS = (1, 2, 3, 4, 5, 7, 8, 16)
 _DOT = 4  # elements of the dot products that tensorize puts in
 # Drawn as several steps, of which the first ones stay.
-_OF_SEVERAL = ("tile", "tensorize", "rolling_buffer", "set_store_predicate")
+_OF_SEVERAL = ("tile", "tensorize", "rolling_buffer", "set_store_predicate", "vectorize")
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,25 @@ class Case:
     computation: str
     sizes: Mapping[str, int]
     vector_bits: int
+    symbolic: bool = False  # the schedule is for any sizes
 
     def make(self) -> Computation:
         """The tensors."""
-        return COMPUTATIONS[self.computation](**self.sizes)
+        if not self.symbolic:
+            return COMPUTATIONS[self.computation](**self.sizes)
+        return COMPUTATIONS[self.computation](**{name: te.var(name) for name in self.sizes})
+
+    def runs(self) -> list[Mapping[str, int]]:
+        """The sizes to run with."""
+        if not self.symbolic:
+            return [self.sizes]
+        rng = random.Random(self.seed ^ 0x512E)
+        small = (0, 1, 1, 2, 3, 4, 5, 7, 8, 9)
+        return [self.sizes, *({name: rng.choice(small) for name in self.sizes} for _ in range(3))]
 
     def __str__(self) -> str:
-        sizes = ", ".join(f"{name}={size}" for name, size in self.sizes.items())
+        names = self.sizes if not self.symbolic else {n: f"{n}[{s}]" for n, s in self.sizes.items()}
+        sizes = ", ".join(f"{name}={size}" for name, size in names.items())
         return f"seed {self.seed}: {self.computation}({sizes}), {self.vector_bits}-bit vectors"
 
 
@@ -72,11 +86,15 @@ class Drawn:
     refused: Counter[str] = field(default_factory=Counter)
 
 
-def draw_case(seed: int) -> Case:
-    """The computation and sizes of a seed: mostly primes, at times 1, seldom 0."""
+def draw_case(seed: int, symbolic: bool = False) -> Case:
+    """The computation and sizes of a seed: mostly primes, at times 1, seldom 0.
+
+    Args:
+        symbolic: one whose schedule is for any sizes.
+    """
     rng = random.Random(seed)
-    name = rng.choice(list(COMPUTATIONS))
-    names = list(inspect.signature(COMPUTATIONS[name]).parameters)
+    name = rng.choice([c for c in COMPUTATIONS if not symbolic or _takes_any_sizes(c)])
+    names = list(signature(COMPUTATIONS[name]).parameters)
     sizes: dict[str, int] = {}
     free = [n for n in names if n not in _CHOICES]
     limit = max(2, int(_MOST_POINTS ** (1 / max(2, len(free)))))
@@ -87,7 +105,12 @@ def draw_case(seed: int) -> Case:
             odd = rng.random()
             size = 0 if odd < 0.02 else 1 if odd < 0.08 else size
         sizes[parameter] = size
-    return Case(seed, name, sizes, rng.choice((128, 256, 512)))
+    return Case(seed, name, sizes, rng.choice((128, 256, 512)), symbolic)
+
+
+def _takes_any_sizes(name: str) -> bool:
+    """Whether a computation does not need its sizes as numbers, as windows do."""
+    return name not in _WITH_NUMBERS and "kernel" not in signature(COMPUTATIONS[name]).parameters
 
 
 def random_schedule(
@@ -251,6 +274,9 @@ class _Draw:
     def scope(self) -> str:
         return self.rng.choice(("local", "local", "global", "shared"))
 
+    def loops(self, stage: Stage) -> list[For]:
+        return self.schedule.loops(stage.block_name)
+
     def split(self) -> None:
         stage = self.stage()
         axis, form = self.axis(stage), self.rng.choice(("factor", "factor", "nparts", "factors"))
@@ -281,7 +307,11 @@ class _Draw:
 
     def vectorize(self) -> None:
         stage = self.stage()
-        stage.vectorize(self.axis(stage, 0.9))
+        axis = self.axis(stage, 0.9)
+        known = all(isinstance(l.extent, IntImm) for l in self.loops(stage) if l.var.name == axis)
+        if not known:
+            axis = stage.split(axis, factor=self.rng.choice((2, 4, 8, 16)))[1].name
+        stage.vectorize(axis)
 
     def unroll(self) -> None:
         stage = self.stage()

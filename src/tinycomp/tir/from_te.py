@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..diagnostics import NO_SPAN, InternalError, ScheduleError, Span
-from ..ir.expr import TRUE, Expr, Load, Var, const, if_then_else, substitute
+from ..ir.expr import TRUE, Expr, Load, Var, const, if_then_else, substitute, variables
 from ..ir.node import Node, rewrite
+from ..te.simplify import Analyzer
 from ..te.tensor import (
     ComputeOp,
     ExternOp,
@@ -21,6 +22,7 @@ from ..te.tensor import (
     topological,
 )
 from .nodes import Alloc, Block, Buffer, For, PrimFunc, Scope, Seq, Stmt, Store
+from .primitives.common import guard_blocks
 from .sizes import find_sizes
 
 
@@ -111,7 +113,7 @@ def _check_inside_scans(
 def _scan_nest(op: ScanOp, targets: list[Buffer], buffers: dict[Tensor, Buffer]) -> Stmt:
     """The first rows, then one loop over time around all stages of the body.
 
-    for i: S[0, i] = init[0, i]                # block "S.init"
+    for i: S[0, i] = init[0, i]                # block "S.init"; guarded where T may be 0
     for t in range(1, T):                      # ordered
         for i: update[t, i] = f(S[t - 1, ...])
         for i: S[t, i] = update[t, i]          # block "S"
@@ -122,7 +124,12 @@ def _scan_nest(op: ScanOp, targets: list[Buffer], buffers: dict[Tensor, Buffer])
         buffers[state] = target
     for init, target in zip(op.init, targets, strict=True):
         source = buffers[init]
-        first.append(_copy(source, target, f"{target.name}.init", source.shape, None))
+        nest = _copy(source, target, f"{target.name}.init", source.shape, None)
+        times = target.shape[0]
+        if not Analyzer(variables(times)).proves(source.shape[0] <= times):
+            assert isinstance(nest, For)
+            nest = guard_blocks(nest, nest.var < times)
+        first.append(nest)
     for step in op.body:
         own = [buffers[step.output(i)] for i in range(step.num_outputs)]
         block = compute_block(step, own, buffers)

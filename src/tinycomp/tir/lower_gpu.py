@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ..diagnostics import ScheduleError
+from ..ir.expr import variables
 from ..target import Target
-from .nodes import PrimFunc
+from .nodes import Alloc, PrimFunc, Scope
 from .passes.auto_unroll import auto_unroll
 from .passes.barriers import insert_barriers
 from .passes.bind_threads import bind_threads
@@ -19,6 +21,7 @@ from .passes.simplify import simplify
 from .passes.uniform_conditions import uniform_conditions
 from .passes.vectorize import vectorize
 from .passes.virtual_threads import inject_virtual_threads
+from .tree import statements
 
 ACCESS = Target("cuda", vector_bits=128)  # the widest access of one thread is 16 bytes
 
@@ -31,6 +34,7 @@ def lower_gpu(func: PrimFunc) -> PrimFunc:
     func = bind_threads(func)
     func = place_buffers(func)
     func = compact_buffers(func)
+    _require_known_sizes(func)
     func = inject_virtual_threads(func)
     func = simplify(func)
     func = pipeline(uniform_conditions(func))
@@ -39,3 +43,20 @@ def lower_gpu(func: PrimFunc) -> PrimFunc:
     func = hoist_ifs(func)
     func = auto_unroll(vectorize(func, ACCESS))
     return common_subexpr(simplify(func))
+
+
+def _require_known_sizes(func: PrimFunc) -> None:
+    """ScheduleError if a buffer inside a kernel has a symbolic size."""
+    for stmt in statements(func.body) if func.sizes else ():
+        if not isinstance(stmt, Alloc) or stmt.buffer.scope is Scope.GLOBAL:
+            continue
+        symbolic = [d for d in stmt.buffer.shape if any(v in func.sizes for v in variables(d))]
+        if symbolic:
+            raise ScheduleError(
+                f"{func.name}: {stmt.buffer.name!r} is in {stmt.buffer.scope} memory of a kernel, "
+                f"but its dimension {symbolic[0]} is not known",
+                hint="compute_at a loop inside of which a part of constant size is needed (split "
+                "by a constant first), keep it between kernels (compute_root), or build(..., "
+                "specialize=True)",
+                span=func.span,
+            )
