@@ -59,16 +59,17 @@ def to_te(
             if exact is not None:
                 values[binding.var] = [exact]
                 continue
-            if wide.applies(value.op, arguments, type_):
+            short = wide.applies(value.op, arguments, type_)
+            if short:
                 assert isinstance(type_, TensorType)
                 arguments = [wide.widened(t) for t in arguments]
-                result = value.op.compute(value.attrs, arguments, replace(type_, dtype=_WIDE))
-                values[binding.var] = [wide.rounded(result[0], type_.dtype)]
-                continue
+                type_ = replace(type_, dtype=_WIDE)
             own = special.get(value.op.name)
-            found = own(value.attrs, arguments, binding.var.type) if own else None
+            found = own(value.attrs, arguments, type_) if own else None
             if found is None:
-                found = value.op.compute(value.attrs, arguments, binding.var.type)
+                found = value.op.compute(value.attrs, arguments, type_)
+            if short:
+                found = [wide.rounded(found[0], binding.var.type.dtype)]  # type: ignore[union-attr]
             values[binding.var] = found
         else:
             raise InternalError(f"a primitive function may not contain {type(value).__name__}")

@@ -57,9 +57,9 @@ def check(make, *inputs, seed=0, rtol=1e-5, atol=1e-6, low=-3.0, high=3.0):
     return check_function(fused(make, *inputs), seed, rtol, atol, low, high)
 
 
-def check_function(function, seed=0, rtol=1e-5, atol=1e-6, low=-3.0, high=3.0):
+def check_function(function, seed=0, rtol=1e-5, atol=1e-6, low=-3.0, high=3.0, target=TARGET):
     """The kernel of a primitive function, the same way."""
-    func = built(function)
+    func = built(function, target)
     rng = np.random.default_rng(seed)
     types = [p.type for p in function.params]
     arrays = [rng.uniform(low, high, t.static_shape).astype(t.dtype.numpy) for t in types]

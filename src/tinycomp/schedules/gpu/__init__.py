@@ -32,10 +32,11 @@ from .bind import bind_unbound
 from .columns import column_axis, schedule_columns
 from .conv import expand_conv2d, merge_pixels
 from .cumulative import expand_cumulative
-from .elementwise import schedule_elementwise
+from .elementwise import schedule_elementwise, schedule_injective
 from .gemm import expand_matmul, expand_matmul_parts, matrix_axes, schedule_gemm
 from .hopper_attention import build_hopper_attention
 from .hopper_gemm import build_hopper_product
+from .long_softmax import expand_softmax
 from .matmul_bytes import expand_matmul_bytes
 from .reduction import schedule_reduction
 from .rows import schedule_rows
@@ -62,6 +63,8 @@ def expansions(target: Target) -> dict[str, Compute]:
         "nn.attention": partial(expand_attention, arch=target.arch),
         "argmax": partial(expand_arg_reduction, "argmax"),
         "argmin": partial(expand_arg_reduction, "argmin"),
+        "nn.softmax": partial(expand_softmax, "nn.softmax", arch=target.arch),
+        "nn.log_softmax": partial(expand_softmax, "nn.log_softmax", arch=target.arch),
         "cumsum": partial(expand_cumulative, BinaryOp.ADD),
         "cumprod": partial(expand_cumulative, BinaryOp.MUL),
         "scatter_elements": partial(expand_scatter, elements_of),
@@ -105,6 +108,8 @@ def default_gpu_schedule(function: Function, target: Target, name: str) -> Sched
             _schedule_product(kernel)
     elif not reductions and any(isinstance(op, ExternOp) for op in topological(outputs)):
         inline_injective(kernel)  # hand-written loops are bound already
+        for op in filter(kernel.is_output, kernel.stages):
+            schedule_injective(kernel, op)
     elif not reductions:
         kernel = schedule_elementwise(kernel)
     elif len(outputs) == 1 and all(r.num_outputs == 1 for r in reductions):

@@ -108,6 +108,12 @@ def plan_rows(kernel: Kernel, out: ComputeOp, rows: int) -> RowPlan:
     return replace(plan, repeat=_repeat(plan, held * -(-part // (threads * lanes)) * lanes))
 
 
+def held_on_chip(length: int, itemsize: int, arch: str) -> bool:
+    """Whether the blocks of the largest cluster can hold a row of one input."""
+    held = -(-length // cluster_limit(arch)) * itemsize
+    return held <= shared_limit(arch) - _RESERVED
+
+
 def _repeat(plan: RowPlan, nbytes: int) -> int:
     """How many rows a thread takes that asks for `nbytes` of one, if there are enough rows."""
     repeat = 1
