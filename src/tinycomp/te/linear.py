@@ -53,10 +53,8 @@ class LinearForms:
         return result
 
     def _form(self, expr: Expr) -> Linear:
-        """The form of an expression seen before."""
-        form = self._memo[expr]
-        assert type(form) is Linear
-        return form
+        """The form of an expression seen before, maybe before everything was forgotten."""
+        return self._linear(expr)
 
     def _make(self, terms: dict[Expr, int], constant: int) -> Linear:
         if self._quotient:
@@ -157,9 +155,9 @@ class LinearForms:
             larger = self._limit.get(t)  # type: ignore[call-overload]
             factors = factors_of(t)
             for p, q in (factors, factors[::-1]) if len(factors) == 2 else ():
-                if larger is not None or self._range[q][0] < 0:
+                if larger is not None or self._form(q).lo < 0:
                     continue
-                limit, high = self._limit.get(p), self._range[p][1]  # type: ignore[call-overload]
+                limit, high = self._limit.get(p), self._form(p).hi  # type: ignore[call-overload]
                 if limit is not None:
                     larger = self._product(limit, self._form(q))
                 elif high < INF and q in form.terms:
