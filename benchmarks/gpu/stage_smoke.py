@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from device import relative_error, run_func
 from harness import Case, Env, Row
-from tests.schedules.gpu.attentions import SHAPES as ATTENTIONS
-from tests.schedules.gpu.attentions import Attention
+from tests.schedules.gpu.attention.cases import SHAPES as ATTENTIONS
+from tests.schedules.gpu.attention.cases import Attention
 from tests.tir.tensor_intrinsics.products import warp_product
 from tests.tir.tile.products import SHAPES, Product
 from tests.tir.tile.windows import WINDOWS, windows_product

@@ -1,5 +1,5 @@
 """The tile program that each product of some models becomes, and its time by the model of
-`schedules/gpu/hopper_tiles.py`: tile, parts of the sum, blocks, waves, microseconds.
+`schedules/gpu/hopper/tiles.py`: tile, parts of the sum, blocks, waves, microseconds.
 
     python benchmarks/gpu/tile_table.py [--batch 1 8 32]
 
@@ -17,7 +17,7 @@ from dataclasses import replace
 from stage_conv import LAYERS
 from stage_gemm import OTHER, SQUARE
 
-from tinycomp.schedules.gpu.hopper_tiles import (
+from tinycomp.schedules.gpu.hopper.tiles import (
     BLOCKS,
     CLOCK,
     Task,
@@ -25,7 +25,7 @@ from tinycomp.schedules.gpu.hopper_tiles import (
     choose_hopper_tile,
     estimated_seconds,
 )
-from tinycomp.schedules.gpu.split_k import choose_slices, slice_length
+from tinycomp.schedules.gpu.products.split_k import choose_slices, slice_length
 
 _FEW = 120  # blocks
 _TRANSFORMERS = tuple(

@@ -25,9 +25,9 @@ from .relay.passes.simplify_inference import SimplifyInference
 from .relay.passes.split_operands import SplitOperands
 from .relay.passes.to_mixed_precision import ToMixedPrecision
 from .relay.passes.unflatten_products import UnflattenProducts
-from .schedules.gpu.conv_layout import SHORT_FLOATS, choose_gpu_conv_tile
-from .schedules.gpu.hopper_choice import choose_split
-from .schedules.gpu.matmul_bytes import choose_gpu_byte_tile
+from .schedules.gpu.hopper.choice import choose_split
+from .schedules.gpu.products.conv_layout import SHORT_FLOATS, choose_gpu_conv_tile
+from .schedules.gpu.products.matmul_bytes import choose_gpu_byte_tile
 from .schedules.matmul_bytes import byte_dot, choose_byte_tile
 from .schedules.tiles import choose_tile
 from .target import Target

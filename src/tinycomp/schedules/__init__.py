@@ -30,7 +30,7 @@ from .long_reduction import is_long_reduction, schedule_long_reduction
 from .matmul import schedule_matmul
 from .matmul_bytes import byte_dot, schedule_matmul_bytes
 from .reduction import schedule_lane_reduction
-from .rows import schedule_rows
+from .rows import schedule_rows, shared_rows
 from .scatter import elements_of, expand_scatter, slices_of
 from .to_te import Compute, to_te
 from .topk import expand_topk
@@ -92,13 +92,13 @@ def default_schedule(
     elif not reductions:
         schedule_elementwise(kernel)
     elif function.attrs.get("stitched") or (len(reductions) > 1 and len(outputs) == 1):
-        schedule_rows(kernel, function.attrs.get("rows", _shared_rows(reductions)))
+        schedule_rows(kernel, function.attrs.get("rows", shared_rows(reductions)))
     elif len(outputs) == 1 and reductions[0].num_outputs == 1:
         along_memory = reduces_last_axis(reductions[0])
         if is_long_reduction(kernel, reductions[0], along_memory):
             schedule_long_reduction(kernel, reductions[0], along_memory)
         elif along_memory:
-            schedule_rows(kernel, _shared_rows(reductions))
+            schedule_rows(kernel, shared_rows(reductions))
         else:
             schedule_lane_reduction(kernel, reductions[0])
     return schedule
@@ -116,14 +116,3 @@ def _hooked_schedule(
         if hook(kernel):
             return kernel.schedule
     return None
-
-
-def _shared_rows(reductions: list[ComputeOp]) -> int:
-    """Leading axes of the reductions' results that are not of extent 1 for being reduced."""
-    counts = []
-    for op in reductions:
-        last = len(op.axis)
-        while last and str(op.axis[last - 1].extent) == "1":
-            last -= 1
-        counts.append(last)
-    return min(counts)

@@ -8,6 +8,8 @@ AStitch's and FusionStitching's, Zheng et al., 2020 and 2022.)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..ir.expr import Var
 from ..te.tensor import ComputeOp, Tensor, is_reduction
 from ..tir.schedule import CachedTensor, Stage
@@ -133,3 +135,14 @@ def reduce_in_vectors(
         partial.vectorize(vector)
     else:
         partial.vectorize(lane)
+
+
+def shared_rows(reductions: Sequence[ComputeOp]) -> int:
+    """Leading axes of the reductions' results that are not of extent 1 for being reduced."""
+    counts = []
+    for op in reductions:
+        last = len(op.axis)
+        while last and str(op.axis[last - 1].extent) == "1":
+            last -= 1
+        counts.append(last)
+    return min(counts)

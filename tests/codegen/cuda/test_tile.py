@@ -10,7 +10,7 @@ from tinycomp.codegen.cuda.emit import emit_cuda
 from tinycomp.codegen.cuda.nvrtc import compile_cuda, library
 from tinycomp.diagnostics import ScheduleError, TinycompError
 from tinycomp.dtype import DType
-from tinycomp.schedules.gpu.hopper_operands import HopperTile
+from tinycomp.schedules.gpu.hopper.operands import HopperTile
 from tinycomp.tir.nodes import Seq
 from tinycomp.tir.tile import nodes as op
 from tinycomp.tir.tile.verify import verify_tile_program

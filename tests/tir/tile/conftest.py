@@ -2,7 +2,7 @@
 
 import pytest
 
-from tinycomp.schedules.gpu.hopper_operands import HopperTile
+from tinycomp.schedules.gpu.hopper.operands import HopperTile
 
 from .products import Product
 

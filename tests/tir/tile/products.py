@@ -4,8 +4,8 @@ import numpy as np
 
 from tinycomp.dtype import DType
 from tinycomp.ir.expr import Load, Var, const
-from tinycomp.schedules.gpu.hopper_operands import Epilogue, Gathered, HopperTile, Operands
-from tinycomp.schedules.gpu.hopper_program import gemm_program
+from tinycomp.schedules.gpu.hopper.operands import Epilogue, Gathered, HopperTile, Operands
+from tinycomp.schedules.gpu.hopper.program import gemm_program
 from tinycomp.tir.nodes import Buffer, PrimFunc
 from tinycomp.tir.tile.interpreter import Policy, run_tile_program
 from tinycomp.tir.tile.layout import Major

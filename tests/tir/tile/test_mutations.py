@@ -7,7 +7,7 @@ import pytest
 
 from tinycomp.dtype import DType
 from tinycomp.ir.expr import const
-from tinycomp.schedules.gpu.hopper_operands import HopperTile
+from tinycomp.schedules.gpu.hopper.operands import HopperTile
 from tinycomp.tir.nodes import Seq, Stmt
 from tinycomp.tir.passes.visit import rebuild_stmt
 from tinycomp.tir.tile import nodes as op

@@ -6,9 +6,9 @@ import numpy as np
 
 from tinycomp.dtype import DType
 from tinycomp.ir.expr import Var, const
-from tinycomp.schedules.gpu.hopper_operands import Epilogue, Operands, Windows
-from tinycomp.schedules.gpu.hopper_program import gemm_program
-from tinycomp.schedules.gpu.hopper_tiles import BLOCKS, Task, choose_hopper_tile
+from tinycomp.schedules.gpu.hopper.operands import Epilogue, Operands, Windows
+from tinycomp.schedules.gpu.hopper.program import gemm_program
+from tinycomp.schedules.gpu.hopper.tiles import BLOCKS, Task, choose_hopper_tile
 from tinycomp.tir.nodes import Buffer, PrimFunc
 from tinycomp.tir.tile.layout import Major
 

@@ -24,27 +24,28 @@ from ...tir.schedule import Schedule, create_schedule
 from ...tir.tree import statements
 from ..collapse import collapse_dims, collapse_reduced
 from ..common import Kernel, inline_injective
+from ..rows import shared_rows
 from ..scatter import elements_of, slices_of
 from ..to_te import Compute, to_te
-from .arg_reduction import expand_arg_reduction
-from .attention import expand_attention
+from .attention.expand import expand_attention
+from .attention.hopper import build_hopper_attention
 from .bind import bind_unbound
-from .columns import column_axis, schedule_columns
-from .conv import expand_conv2d, merge_pixels
-from .cumulative import expand_cumulative
 from .elementwise import schedule_elementwise, schedule_injective
-from .gemm import expand_matmul, expand_matmul_parts, matrix_axes, schedule_gemm
-from .hopper_attention import build_hopper_attention
-from .hopper_gemm import build_hopper_product
-from .long_softmax import expand_softmax
-from .matmul_bytes import expand_matmul_bytes
-from .reduction import schedule_reduction
-from .rows import schedule_rows
-from .scatter import expand_scatter
-from .skinny import expand_skinny
-from .split_k import SLICES, schedule_slices
-from .tensor_cores import schedule_tensor_cores
-from .topk import expand_topk
+from .hopper.gemm import build_hopper_product
+from .order.cumulative import expand_cumulative
+from .order.scatter import expand_scatter
+from .order.topk import expand_topk
+from .products.conv import expand_conv2d, merge_pixels
+from .products.gemm import expand_matmul, expand_matmul_parts, matrix_axes, schedule_gemm
+from .products.matmul_bytes import expand_matmul_bytes
+from .products.skinny import expand_skinny
+from .products.split_k import SLICES, schedule_slices
+from .products.tensor_cores import schedule_tensor_cores
+from .rows.arg_reduction import expand_arg_reduction
+from .rows.columns import column_axis, schedule_columns
+from .rows.long_softmax import expand_softmax
+from .rows.reduction import schedule_reduction
+from .rows.rows import schedule_rows
 
 __all__ = ["PLAIN", "build_gpu_kernel", "default_gpu_schedule"]
 
@@ -113,10 +114,8 @@ def default_gpu_schedule(function: Function, target: Target, name: str) -> Sched
     elif not reductions:
         kernel = schedule_elementwise(kernel)
     elif len(outputs) == 1 and all(r.num_outputs == 1 for r in reductions):
-        from .. import _shared_rows  # the CPU's table of schedules, which imports this package
-
         stitched = function.attrs.get("stitched") or len(reductions) > 1
-        rows = function.attrs.get("rows", _shared_rows(reductions))
+        rows = function.attrs.get("rows", shared_rows(reductions))
         columns = column_axis(kernel) if stitched else None
         if columns is not None:
             schedule_columns(kernel, *columns)

@@ -1,0 +1,1 @@
+"""Products and convolutions as tile programs for sm_90a."""
