@@ -13,7 +13,7 @@ from ..ir.expr import BinaryOp
 from ..relay.nodes import Call, Function
 from ..relay.op import Op
 from ..target import Target
-from ..te.tensor import ComputeOp, ExternOp, topological
+from ..te.tensor import ExternOp, topological
 from ..tir.lower import lower
 from ..tir.lower_gpu import lower_gpu
 from ..tir.nodes import PrimFunc
