@@ -327,3 +327,10 @@ def test_calls_of_small_models_are_quick(config):
     fastest = min(timeit.repeat(lambda: module.run(x), number=200, repeat=20)) / 200
     assert fastest < 50e-6  # about 8 us on an idle machine
     assert ctypes.sizeof(ctypes.c_void_p) == 8
+
+
+@pytest.mark.parametrize(("target", "text"), [("llvm", "define void @"), ("cuda", "__global__")])
+def test_the_source_of_a_module(config, target, text):
+    module = compile_with(config, perceptron(), target=target)
+    assert text in module.get_source()
+    assert text in module.get_source(target)

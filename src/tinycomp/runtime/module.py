@@ -260,6 +260,10 @@ class Module:
 
         return render(self._artifact, level, extension)
 
+    def get_source(self, form: str = "") -> str:
+        """The generated code: "cuda" of a module for a GPU, "llvm" or "asm" of one for a CPU."""
+        return self.ir(form or ("cuda" if self.manifest.target.kind == "cuda" else "llvm"))
+
     def __repr__(self) -> str:
         inputs, outputs = (", ".join(map(str, specs)) for specs in (self.inputs, self.outputs))
         return f"<tinycomp.Module ({inputs}) -> ({outputs}) for {self.manifest.target}>"

@@ -24,6 +24,7 @@ from ..diagnostics import NO_SPAN, Span
 from ..dtype import DType
 from ..ir.expr import Expr, ExprLike, Interned, Load, Var, as_expr, const
 from ..ir.node import postorder
+from .extent import as_extent
 
 
 class IterKind(StrEnum):
@@ -311,7 +312,7 @@ def placeholder(
     >>> te.placeholder((4, 8), "int8", name="A")
     Tensor(A: int8[4, 8])
     """
-    return PlaceholderOp(name, tuple(as_expr(d) for d in shape), DType(dtype)).output(0)
+    return PlaceholderOp(name, tuple(as_extent(d, name) for d in shape), DType(dtype)).output(0)
 
 
 def compute(
@@ -347,7 +348,7 @@ def compute(
                 f"{len(names)}"
             )
     axis = tuple(
-        IterVar(Var(n), const(0), as_expr(extent)) for n, extent in zip(names, shape, strict=True)
+        IterVar(Var(n), const(0), as_extent(d, name)) for n, d in zip(names, shape, strict=True)
     )
     result = fcompute(*(a.var for a in axis))
     body = tuple(as_expr(e) for e in (result if isinstance(result, tuple | list) else (result,)))
@@ -432,7 +433,7 @@ def extern(
             dtypes is not that of the shapes.
     """
     several = bool(shape) and all(isinstance(d, Sequence) for d in shape)
-    shapes = [tuple(as_expr(d) for d in one) for one in (shape if several else [shape])]
+    shapes = [tuple(as_extent(d, name) for d in one) for one in (shape if several else [shape])]
     if dtype is None:
         common = {t.dtype for t in inputs}
         if len(common) != 1:
@@ -549,8 +550,8 @@ def reduce_axis(dom: tuple[ExprLike, ExprLike], name: str = "k") -> IterVar:
     >>> te.compute((4,), lambda i: te.sum(A[i, k], axis=k), name="B")
     Tensor(B: float32[4])
     """
-    low = as_expr(dom[0])
-    return IterVar(Var(name), low, as_expr(dom[1]) - low, IterKind.REDUCE)
+    low, high = (as_extent(d, name) for d in dom)
+    return IterVar(Var(name), low, high - low, IterKind.REDUCE)
 
 
 def topological(outputs: Sequence[Tensor]) -> list[Operation]:
