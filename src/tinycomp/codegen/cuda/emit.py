@@ -72,6 +72,7 @@ from .limits import (
     SymbolicLaunch,
     check_launch,
     has_async_copies,
+    spills_for_blocks,
 )
 from .tile_ptx import tile_helpers
 from .types import STORED, bare
@@ -186,7 +187,7 @@ def emit_symbolic(
     for index, root in enumerate(roots):
         name = _identifier(func.name if len(roots) == 1 else f"{func.name}_{index}")
         kind = TileEmitter if isinstance(root, TileProgram) else KernelEmitter
-        emitter = kind(func, name, workspace, has_async_copies(arch), programmatic, not wide)
+        emitter = kind(func, name, workspace, arch, programmatic, not wide)
         text, launch = emitter.run(root)
         fixed = dataclasses.replace(launch.fixed, programmatic=programmatic, wide=wide)
         check_launch(fixed, arch, func.span)
@@ -206,7 +207,7 @@ def fits_int(func: PrimFunc, bounds: Mapping[Var, int]) -> bool:
     """Whether all indices of a lowered function fit an int if its sizes are at most these."""
     workspace, _, body = _workspace(func)
     for root in body.stmts if isinstance(body, Seq) else (body,):
-        emitter = KernelEmitter(func, func.name, workspace, True, narrow=False, bounds=bounds)
+        emitter = KernelEmitter(func, func.name, workspace, "sm_80", narrow=False, bounds=bounds)
         emitter.run(root)
         if not emitter.names.fits:
             return False
@@ -244,12 +245,12 @@ class KernelEmitter:
         func: PrimFunc,
         name: str,
         workspace: dict[Buffer, Extent],
-        has_async: bool,
+        arch: str,
         programmatic: bool = False,
         narrow: bool = True,
         bounds: Mapping[Var, int] | None = None,
     ) -> None:
-        self.has_async, self.programmatic = has_async, programmatic
+        self.arch, self.programmatic = arch, programmatic
         self.func, self.name, self.workspace = func, name, workspace
         self.out, self.names = Writer(), Names(narrow=narrow and bool(func.sizes))
         self.names.analyzer = Analyzer(func.sizes)
@@ -258,7 +259,7 @@ class KernelEmitter:
         self.expressions = ExprEmitter(self.out, self.names)
         self.taken = set(_RESERVED)
         self.extents: dict[str, Extent] = {}
-        self.is_async = False
+        self.is_async = self.is_collective = False
         self.cluster = 1  # blocks that are one
         self.comments: set[str] = set()
 
@@ -309,11 +310,16 @@ class KernelEmitter:
             arguments.append(f"const {self.expressions.type_of(size)} {self.names.vars[size]}")
         if launch.can_fail:
             arguments += ["int* error", "const int error_code"]
-        bounds = f"__launch_bounds__({launch.threads}) "
+        bounds = f"__launch_bounds__({launch.threads}{self._least_blocks()}) "
         if self.cluster > 1:
             bounds = f"__cluster_dims__({self.cluster}, 1, 1) {bounds}"
         head = f'extern "C" __global__ void {bounds}{self.name}(\n'
         return "\n".join([f"{head}    {', '.join(arguments)}) {{", *self.out.lines, "}"])
+
+    def _least_blocks(self) -> str:
+        """Register tiles of tensor cores are meant to stay in registers. For some architectures the
+        assembler moves a few away to fit another block, unless it is told that one will do."""
+        return ", 1" if self.is_collective and spills_for_blocks(self.arch) else ""
 
     def begin(self) -> None:
         """What precedes all accesses to global memory."""
@@ -374,7 +380,7 @@ class KernelEmitter:
                 self._allocate(stmt.buffer)  # in every scope that has it
             work.append(stmt.body)
         elif isinstance(stmt, Async):
-            self.is_async = self.has_async
+            self.is_async = has_async_copies(self.arch)
             work.extend((self._end_async, stmt.body))
         elif isinstance(stmt, Evaluate):
             self._evaluate(stmt)
@@ -445,12 +451,13 @@ class KernelEmitter:
         elif isinstance(value, Call) and value.name in CLUSTER_HELPERS:
             self.out.line(f"{self.out.use(value.name)}();")
         elif isinstance(value, Call) and value.name in ("async_commit", "async_wait"):
-            if not self.has_async:
+            if not has_async_copies(self.arch):
                 return
             groups = [str(as_int(arg)) for arg in value.args]
             template = f"<{groups[0]}>" if groups else ""
             self.out.line(f"{self.out.use(value.name)}{template}();")
         elif isinstance(value, Call) and is_warp_call(value):
+            self.is_collective = True
             self.out.line(warp_call(self.expressions, value))
         elif not (isinstance(value, Call) and value.name == "prefetch"):
             self.expressions.begin([value])

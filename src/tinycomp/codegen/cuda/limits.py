@@ -49,6 +49,11 @@ def has_async_copies(arch: str) -> bool:
     return compute_capability(arch) >= 80
 
 
+def spills_for_blocks(arch: str) -> bool:
+    """Whether the assembler spills registers to fit more blocks; NVRTC 13.5 does for sm_100."""
+    return compute_capability(arch) // 10 == 10
+
+
 def cluster_limit(arch: str) -> int:
     """Blocks that a cluster may have; 1 where there are no clusters.
 

@@ -31,11 +31,11 @@ class TileEmitter(KernelEmitter):
         func: PrimFunc,
         name: str,
         workspace: dict[Buffer, Extent],
-        has_async: bool,
+        arch: str,
         programmatic: bool = False,
         narrow: bool = True,
     ) -> None:
-        super().__init__(func, name, workspace, has_async, programmatic, narrow)
+        super().__init__(func, name, workspace, arch, programmatic, narrow)
         self.taken |= NAMES
         self.parity: dict[op.Cursor, str] = {}
         self.stage: dict[op.Cursor, str] = {}

@@ -7,6 +7,7 @@ one thread per output element. What no schedule binds gets a sound binding at th
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -23,7 +24,7 @@ from ...tir.passes.share_memory import IN_BLOCK, shared_bytes
 from ...tir.schedule import Schedule, create_schedule
 from ...tir.tree import statements
 from ..collapse import collapse_dims, collapse_reduced
-from ..common import Kernel, inline_injective
+from ..common import Kernel, extents, inline_injective
 from ..rows import shared_rows
 from ..scatter import elements_of, slices_of
 from ..to_te import Compute, to_te
@@ -116,16 +117,22 @@ def default_gpu_schedule(function: Function, target: Target, name: str) -> Sched
     elif len(outputs) == 1 and all(r.num_outputs == 1 for r in reductions):
         stitched = function.attrs.get("stitched") or len(reductions) > 1
         rows = function.attrs.get("rows", shared_rows(reductions))
-        columns = column_axis(kernel) if stitched else None
-        if columns is not None:
-            schedule_columns(kernel, *columns)
-        elif stitched:
-            schedule_rows(kernel, rows)
-        else:
+        if not stitched or _ends_reduced(kernel):
             schedule_reduction(kernel, reductions[0], rows)
+        elif (columns := column_axis(kernel)) is not None:
+            schedule_columns(kernel, *columns)
+        else:
+            schedule_rows(kernel, rows)
     elif len(outputs) == 1 and len(reductions) == 1:
         schedule_reduction(kernel, reductions[0], 0)
     return kernel.schedule
+
+
+def _ends_reduced(kernel: Kernel) -> bool:
+    """Whether there is one reduction, and what follows is about its results only."""
+    (result,) = (t.op for t in kernel.outputs)
+    sizes = [math.prod(extents(op)) for op in (result, *kernel.reductions)]  # type: ignore[arg-type]
+    return len(sizes) == 2 and sizes[0] == sizes[1]
 
 
 def _schedule_product(kernel: Kernel) -> None:
