@@ -33,10 +33,11 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="the first seed")
     parser.add_argument("--most-failures", type=int, default=20)
     parser.add_argument("--again", type=int, nargs="+", default=[], help="these seeds alone")
+    parser.add_argument("--symbolic", action="store_true", help="schedules for any sizes")
     parser.add_argument("--log", type=Path, help="goes on where this file ends")
     options = parser.parse_args()
     if options.again:
-        report = fuzz(options.again, options.most_failures)
+        report = fuzz(options.again, options.most_failures, symbolic=options.symbolic)
         print(report)
         return min(len(report.failures), 99)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # outlives the terminal
@@ -47,7 +48,8 @@ def main() -> int:
         seeds = range(first, min(first + CHUNK, options.start + options.cases))
         if done.get(first, {}).get("cases", 0) >= len(seeds):
             continue
-        record = _record(seeds, fuzz(seeds, options.most_failures), source)
+        report = fuzz(seeds, options.most_failures, symbolic=options.symbolic)
+        record = _record(seeds, report, source)
         records.append(record)
         if options.log:
             with options.log.open("a") as file:
