@@ -50,7 +50,8 @@ def _run(shape: tuple[int, int, int, int], dtype: str, env: Env) -> Iterator[Row
 
 def _causal(shape: tuple[int, int, int, int], dtype: str, env: Env) -> Iterator[Row]:
     def build(b, q, k, v):
-        return b.call("nn.attention", q, k, v, scale=1 / math.sqrt(shape[3]), causal=0)
+        scale = 1 / math.sqrt(q.type.shape[-1])  # which a dry run has made smaller
+        return b.call("nn.attention", q, k, v, scale=scale, causal=0)
 
     batch, heads = env.sizes(*shape[:2], most=2)
     length, size = shape[2:]
