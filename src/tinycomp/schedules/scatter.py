@@ -109,16 +109,29 @@ def expand_scatter(
     describe: Callable[..., Updates], attrs: Any, args: Sequence[Tensor], out: TensorType
 ) -> list[Tensor] | None:
     """scatter_elements or scatter_nd as hand-written loops; None for an empty result."""
-    if not out.size:
-        return None
     updates = describe(attrs, args)
 
+    def update(copied: Stmt, ins: list[Buffer], result: Buffer) -> Stmt:
+        return _Scatter(updates, attrs.reduction, ins[1], ins[2], result).after(copied)
+
+    return scatter_loops(updates, args, out, _copy, update)
+
+
+def scatter_loops(
+    updates: Updates,
+    args: Sequence[Tensor],
+    out: TensorType,
+    copy: Callable[[Buffer, Buffer], Stmt],
+    update: Callable[[Stmt, list[Buffer], Buffer], Stmt],
+) -> list[Tensor] | None:
+    """A scatter as loops: `copy(data, result)`, and `update(copied, inputs, result)` around that if
+    there are updates. None for an empty result."""
+    if not out.size:
+        return None
+
     def make(ins: list[Buffer], outs: list[Buffer]) -> Stmt:
-        copy = _copy(ins[0], outs[0])
-        if not updates.size:
-            return copy
-        loops = _Scatter(updates, attrs.reduction, ins[1], ins[2], outs[0])
-        return loops.after(copy)
+        copied = copy(ins[0], outs[0])
+        return update(copied, ins, outs[0]) if updates.size else copied
 
     return [te.extern(out.static_shape, args, make, "scatter", out.dtype)]
 

@@ -54,7 +54,7 @@ def find_branches(function: Function, work: Work, workers: Workers) -> Sequence[
         return function.bindings
     search = _Search(function, work, workers)
     items = search.run()
-    return items if search.has_sections else function.bindings
+    return items if any(isinstance(i, Section) for i in items) else function.bindings
 
 
 class _Search:
@@ -74,7 +74,6 @@ class _Search:
         self.first: list[int] = []  # ready; heaps of numbers of bindings
         self.small: list[int] = []
         self.items: list[Item] = []
-        self.has_sections = False
 
     def run(self) -> list[Item]:
         for index, count in enumerate(self.missing):
@@ -111,7 +110,6 @@ class _Search:
             for index in ready:
                 self._emit(index)
             return
-        self.has_sections = True
         members = [sorted(branch) for _, branch in branches if branch]
         self.items.append(Section(tuple(tuple(self.bindings[i] for i in m) for m in members)))
         inside = {i for branch in members for i in branch}

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .... import te
 from ....dtype import DType
 from ....ir.expr import Binary, BinaryOp, Expr, Load, as_int, const
 from ....ops.shape import ravel, unravel
@@ -23,7 +22,7 @@ from ....te.tensor import Tensor
 from ....tir.lower_gpu import ACCESS
 from ....tir.nodes import Buffer, If, Scope, Seq, Stmt, Store
 from ....types import TensorType
-from ...scatter import Updates, checked, combined
+from ...scatter import Updates, checked, combined, scatter_loops
 from ...sort_records import Fields, Records
 from ..loops import allocated, blocks, loop, threads, vector
 from .sorting import buffers, load, sort_lines, store
@@ -37,19 +36,14 @@ def expand_scatter(
     describe: Callable[..., Updates], attrs: Any, args: Sequence[Tensor], out: TensorType
 ) -> list[Tensor] | None:
     """scatter_elements or scatter_nd as hand-written loops; None for an empty result."""
-    if not out.size:
-        return None
     updates = describe(attrs, args)
 
-    def make(ins: list[Buffer], outs: list[Buffer]) -> Stmt:
-        copy = _copy(ins[0], outs[0])
-        if not updates.size:
-            return copy
-        loops = _Scatter(updates, attrs.reduction, ins[1], ins[2], outs[0])
+    def update(copied: Stmt, ins: list[Buffer], result: Buffer) -> Stmt:
+        loops = _Scatter(updates, attrs.reduction, ins[1], ins[2], result)
         walk = updates.count <= _FEW or updates.size // updates.count >= _BUSY
-        return Seq((copy, loops.walk() if walk else loops.sorted()))
+        return Seq((copied, loops.walk() if walk else loops.sorted()))
 
-    return [te.extern(out.static_shape, args, make, "scatter", out.dtype)]
+    return scatter_loops(updates, args, out, _copy, update)
 
 
 def flat(count: int, body: Callable[[Expr, Expr], Stmt]) -> Stmt:
